@@ -1,0 +1,64 @@
+"""The one tree of errors that users of headwise see.
+
+HeadwiseError
+├── InputError          what the user handed over is wrong: fix the input
+│   ├── ModelError      model files: config, safetensors, manifest, atoms, tokenizer
+│   ├── PlanError       a plan that misses, doubles or cannot hold atoms
+│   └── PromptError     prompt or sampling options
+├── ResourceError       this machine or cluster has too little: memory, disk, KV pages
+└── RemoteError         another process failed: agents, links, protocol
+    ├── AgentLostError  an agent died, froze or was cut off
+    └── WireError       a frame or message that does not follow docs/wire.md
+
+Each text says what happened, the values, and what to do. The command line prints
+`error: TEXT` and ends with exit code 1 (2 for wrong usage). The tree lives in `kernels`
+because imports run downhill only and every room needs it.
+"""
+
+__all__ = [
+    "AgentLostError",
+    "HeadwiseError",
+    "InputError",
+    "ModelError",
+    "PlanError",
+    "PromptError",
+    "RemoteError",
+    "ResourceError",
+    "WireError",
+]
+
+
+class HeadwiseError(Exception):
+    """Any failure that headwise explains to its user."""
+
+
+class InputError(HeadwiseError):
+    """What the user handed over is wrong."""
+
+
+class ModelError(InputError):
+    """Model files that are missing, damaged or unsupported."""
+
+
+class PlanError(InputError):
+    """A plan that misses, doubles or cannot hold atoms."""
+
+
+class PromptError(InputError):
+    """A prompt or sampling option that cannot be served."""
+
+
+class ResourceError(HeadwiseError):
+    """Too little memory, disk or KV pages."""
+
+
+class RemoteError(HeadwiseError):
+    """Another process of the cluster failed."""
+
+
+class AgentLostError(RemoteError):
+    """An agent died, froze or was cut off."""
+
+
+class WireError(RemoteError):
+    """A frame or message that does not follow docs/wire.md."""
