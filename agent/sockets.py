@@ -1,0 +1,52 @@
+"""Options of the three kinds of socket (reference/transport.md section 4, measured).
+
+`ROUTER_MANDATORY` makes a send to a closed link fail at once instead of vanishing; `IMMEDIATE`
+keeps messages from queueing for a peer that is not there; heartbeats plus TCP_MAXRT notice a
+frozen or cut-off peer, and the deadline of each phase covers the rest.
+"""
+
+from typing import NamedTuple
+
+import zmq
+
+__all__ = ["BULK", "CONTROL", "HOT", "SocketKind", "set_options"]
+
+
+class SocketKind(NamedTuple):
+    """Option values of one channel."""
+
+    high_water_mark: int
+    max_message_bytes: int
+    heartbeat_ms: int
+    heartbeat_timeout_ms: int
+    tcp_max_retransmit_ms: int
+
+
+HOT = SocketKind(64, 16 << 20, 500, 1500, 3000)
+CONTROL = SocketKind(1000, 1 << 20, 1000, 3000, 5000)
+BULK = SocketKind(16, 4 << 20, 1000, 5000, 10000)
+
+
+def set_options(socket: zmq.Socket[bytes], kind: SocketKind) -> None:
+    """Set the options of one channel on a socket before it binds or connects."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, kind.high_water_mark)
+    socket.setsockopt(zmq.RCVHWM, kind.high_water_mark)
+    socket.setsockopt(zmq.MAXMSGSIZE, kind.max_message_bytes)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, kind.heartbeat_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, kind.heartbeat_timeout_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, kind.heartbeat_timeout_ms)
+    socket.setsockopt(zmq.TCP_MAXRT, kind.tcp_max_retransmit_ms)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+    socket.setsockopt(zmq.IPV6, 1)
+    if socket.socket_type == zmq.ROUTER:
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    else:
+        socket.setsockopt(zmq.IMMEDIATE, 1)

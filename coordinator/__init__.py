@@ -1,0 +1,1 @@
+"""The cluster: membership, planner, sequences, gather, sampling, and the Python API."""
