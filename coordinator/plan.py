@@ -82,7 +82,7 @@ def decode_plan(data: bytes) -> Plan:
         raise PlanError(f"plan file has {len(data)} bytes; at most {MAX_PLAN_BYTES} are read")
     try:
         return msgspec.json.decode(data, type=Plan)
-    except (msgspec.DecodeError, RecursionError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise PlanError(
             f"plan file cannot be read: {e}; `headwise plan --json` prints a valid one"
         ) from e
@@ -104,10 +104,15 @@ def check_plan(plan: Plan, geometry: Geometry) -> None:
         )
     next_layer = 0
     for stage in plan.stages:
-        if stage.first_layer != next_layer or stage.n_layers < 1:
+        # Checked before expanding: a hostile stage must not allocate.
+        if (
+            stage.first_layer != next_layer
+            or not 1 <= stage.n_layers <= geometry.n_layers - next_layer
+        ):
             raise PlanError(
                 f"plan has a stage of {stage.n_layers} layers from {stage.first_layer}; "
-                f"expected one that starts at layer {next_layer}"
+                f"expected one that starts at layer {next_layer} and ends at or before the "
+                f"model's last layer, {geometry.n_layers - 1}"
             )
         next_layer += stage.n_layers
         _check_stage(stage, geometry)

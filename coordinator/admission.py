@@ -1,0 +1,49 @@
+"""Whether an agent may join: versions that agree, a usable name, numbers that make sense. Pure."""
+
+import math
+import re
+
+from agent.messages import Hello, Versions
+
+__all__ = ["refusal"]
+
+# Names stand in plans, log lines and routing ids.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def refusal(hello: Hello, ours: Versions) -> str:
+    """Return why an agent cannot join a coordinator of our versions, or "".
+
+    Protocol, layout and numerics must be equal; the release may differ.
+    """
+    theirs = hello.versions
+    if (theirs.protocol, theirs.layout, theirs.numerics) != (
+        ours.protocol,
+        ours.layout,
+        ours.numerics,
+    ):
+        return (
+            f"agent {hello.name[:64]!r} has {_text(theirs)}, the coordinator {_text(ours)}; "
+            f"install the same headwise release on both"
+        )
+    if not _NAME.fullmatch(hello.name):
+        return (
+            f"agent name {hello.name[:64]!r} cannot be used; take 1 to 64 of A-Z a-z 0-9 . _ -, "
+            f"beginning with a letter or digit"
+        )
+    speed = hello.bytes_per_s
+    if not 1 <= len(hello.instance_id) <= 64 or hello.n_threads < 1 or hello.n_cores < 1:
+        return f"agent {hello.name!r} sent an incomplete HELLO; use the same headwise release"
+    if hello.memory_bytes < 0 or not (math.isfinite(speed) and speed >= 0.0):
+        return (
+            f"agent {hello.name!r} offers {hello.memory_bytes} bytes of memory at {speed} "
+            f"bytes per second; use the same headwise release"
+        )
+    return ""
+
+
+def _text(v: Versions) -> str:
+    return (
+        f"headwise {v.software[:32]} (protocol {v.protocol}, layout {v.layout}, "
+        f"numerics {v.numerics})"
+    )

@@ -1,0 +1,359 @@
+"""The Python entrance: a coordinator in this process, its agents, and texts from them.
+
+    from coordinator import Cluster
+
+    with Cluster(local=3) as cluster:
+        for token in cluster.generate("Once upon a time", max_tokens=100):
+            print(token.text, end="", flush=True)
+
+One thread uses a Cluster. Sockets of the control and bulk channels live in threads of their own.
+"""
+
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+
+from agent.bulk import BulkServer
+from agent.ids import AgentName, Epoch, KvId, ModelId, Rank, RunId
+from agent.kv_ops import KvOp, KvOpCode
+from agent.share import KvFormat
+from agent.vocab_payload import SamplerRow
+from coordinator.assign import assignments, largest_reply_bytes
+from coordinator.control import Control
+from coordinator.engine import Engine, Rows
+from coordinator.generation import Generation
+from coordinator.hot_link import HotLink
+from coordinator.local import MAX_LOCAL_AGENTS, LocalAgents
+from coordinator.plan import Plan, check_plan
+from coordinator.planner import Link, Offer, Place, Planned, PlanRequest, make_plan
+from coordinator.sampling import SamplingOptions
+from kernels.errors import InputError, PlanError, PromptError
+from weights.demo import demo_path
+from weights.directory import ModelDirectory
+from weights.tokenizer import Tokenizer
+
+__all__ = ["Cluster"]
+
+MAX_ROWS = 64
+# Contexts open at once; their tokens share kv_tokens, each may leave one page partly empty.
+N_CONTEXTS = 4
+DEFAULT_CONTEXT_TOKENS = 2048
+# Loopback round trips as measured by tools/bench_exchange.py; real links are issue 5's matter.
+LOOPBACK = Link(hop_s=150e-6, bytes_per_s=1e9)
+LOAD_TIMEOUT_S = 600.0
+
+
+class Cluster:
+    """A coordinator with its agents and one plan at a time.
+
+    Args:
+        model: a headwise model directory; None takes the shipped demo model.
+        local: how many agent processes to start on this machine; they end with the cluster.
+        bind: control endpoint for agents that dial in, such as tcp://127.0.0.1:7070; the hot and
+            bulk channels take the next two ports.
+        min_agents: how many dialled-in agents to wait for.
+        wait_s: how long to wait for agents to appear.
+        plan: a placement to use instead of the planner's.
+        place: "spread" uses every agent, "auto" the fastest subset by prediction; None means
+            spread for local agents and auto for others.
+        exact: f32 on the wire and in the KV cache: greedy words then do not depend on placement.
+        kv: type of cached keys and values; None means f16, or f32 when exact.
+        context_tokens: longest context; None means the model's, at most 2048.
+        insecure: allow `bind` to an address that other machines reach, though links are neither
+            encrypted nor authenticated yet.
+        verbose: let local agents log to stderr.
+
+    Raises:
+        HeadwiseError: whatever keeps the cluster from coming up, in words for its user.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        local: int = 0,
+        bind: str | None = None,
+        min_agents: int = 1,
+        wait_s: float = 60.0,
+        plan: Plan | None = None,
+        place: Place | None = None,
+        exact: bool = False,
+        kv: KvFormat | None = None,
+        context_tokens: int | None = None,
+        insecure: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        if local < 0 or local > MAX_LOCAL_AGENTS:
+            raise InputError(
+                f"{local} local agents asked for; 1 to {MAX_LOCAL_AGENTS} are possible"
+            )
+        self._directory = ModelDirectory.open(demo_path() if model is None else model)
+        self.context_tokens = _context_tokens(context_tokens, self._directory)
+        has_tokenizer = self._directory.path("tokenizer.json") is not None
+        self.tokenizer = Tokenizer(self._directory) if has_tokenizer else None
+        self._place: Place = place or ("spread" if local else "auto")
+        self._wire: KvFormat = "f32" if exact else "f16"
+        self._kv: KvFormat = kv or self._wire
+        self._run_id = RunId(secrets.randbits(64))
+        self._epoch = Epoch(0)
+        self._last_kv_id = 0
+        self._engine: Engine | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._closers: list[Callable[[], None]] = []
+        self._local: LocalAgents | None = None
+        self.planned: Planned | None = None
+        self.plan: Plan | None = None
+        try:
+            self._open(local, bind, insecure, verbose)
+            names = list(self.local_pids)
+            self._control.wait_agents(len(names) or min_agents, wait_s, names)
+            self.install(plan or self.make_plan())
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, local: int, bind: str | None, insecure: bool, verbose: bool) -> None:
+        """Bind the three channels and start local agents."""
+        control_at, hot_at, bulk_at = _endpoints(bind, insecure)
+        self._hot = HotLink(self._context, hot_at, self._run_id, self._lost_reason)
+        self._closers.append(self._hot.close)
+        self._bulk = BulkServer(self._context, bulk_at, self._run_id, self._directory)
+        self._closers.append(self._bulk.close)
+        ports = (self._hot.port, self._bulk.port)
+        self._control = Control(self._context, control_at, self._run_id, *ports)
+        if local or bind is None:
+            self._local = LocalAgents(
+                local or 1, self._control.port, self._directory.directory, verbose
+            )
+            self._control.watch(self._local.exit_reason)
+            self._closers.append(self._local.close)
+        # Closed first: agents are told to leave before their processes are ended.
+        self._closers.append(lambda: self._control.close(leave=self._local is not None))
+
+    @property
+    def directory(self) -> ModelDirectory:
+        """The model in use."""
+        return self._directory
+
+    @property
+    def engine(self) -> Engine:
+        """What carries rows through the plan in force.
+
+        Raises:
+            PlanError: no plan is in force.
+        """
+        if self._engine is None:
+            raise PlanError("no plan is in force; install one first")
+        return self._engine
+
+    @property
+    def control_port(self) -> int:
+        """The port that agents dial."""
+        return self._control.port
+
+    @property
+    def local_pids(self) -> dict[AgentName, int]:
+        """Process ids of the agents that `local` started."""
+        return self._local.pids if self._local else {}
+
+    def agent_names(self) -> list[AgentName]:
+        """Names of the agents that are here now, in the order of the planner's offers."""
+        return [offer.name for offer in self._control.offers()]
+
+    def make_plan(self, names: Sequence[AgentName] | None = None) -> Plan:
+        """Let the planner place the model on the agents that are here, or on some of them.
+
+        Raises:
+            ResourceError: the model does not fit; says how many bytes are missing and where.
+        """
+        request = PlanRequest(
+            context_tokens=self.context_tokens,
+            kv_tokens=self.context_tokens,
+            wire=self._wire,
+            kv=self._kv,
+            place=self._place,
+            n_contexts=N_CONTEXTS,
+        )
+        offers = [o for o in self._offers() if names is None or o.name in names]
+        model_id = ModelId(self._directory.model_id)
+        self.planned = make_plan(model_id, self._directory.geometry, offers, request, LOOPBACK)
+        return self.planned.plan
+
+    def _offers(self) -> list[Offer]:
+        offers = self._control.offers()
+        if self._local is None:
+            return offers
+        # Agents of one machine are equally fast; what they measured while starting side by side
+        # is noise, and would make the placement differ from run to run.
+        speed = statistics.median(o.bytes_per_s for o in offers)
+        return [o._replace(bytes_per_s=speed) for o in offers]
+
+    def install(self, plan: Plan) -> None:
+        """Put a plan into force and wait until every member is ready.
+
+        Raises:
+            PlanError: it does not fit the model or names agents that are not here.
+            RemoteError: a member cannot carry out its part, or is lost.
+        """
+        check_plan(plan, self._directory.geometry)
+        self._check_members(plan)
+        previous, self._engine = self._epoch, None
+        self._epoch = Epoch(previous + 1)
+        told = assignments(
+            plan,
+            self._run_id,
+            self._epoch,
+            manifest_bytes=len(self._directory.manifest.encode()),
+            context_tokens=self.context_tokens,
+            kv_tokens=self.context_tokens,
+            n_contexts=N_CONTEXTS,
+            max_rows=MAX_ROWS,
+        )
+        self.plan = plan
+        if previous:
+            self._control.release(previous)
+        self._control.assign(told)
+        self._control.wait_ready(self._epoch, list(told), LOAD_TIMEOUT_S)
+        geometry = self._directory.geometry
+        reply_bytes = largest_reply_bytes(plan, geometry, MAX_ROWS)
+        self._hot.join(list(told), self._epoch, reply_bytes, time.monotonic() + 10.0)
+        self._engine = Engine(self._hot, plan, geometry, self._run_id, self._epoch, MAX_ROWS)
+
+    def _check_members(self, plan: Plan) -> None:
+        if plan.model_id != self._directory.model_id:
+            raise PlanError(
+                f"plan is for model {plan.model_id}, this one is {self._directory.model_id}; "
+                f"make one with `headwise plan --json`"
+            )
+        here = set(self.agent_names())
+        missing = [m.agent for m in plan.members if m.agent not in here]
+        if missing:
+            raise PlanError(
+                f"plan names agent {missing[0]!r}, which is not here; here are: "
+                f"{', '.join(sorted(here)) or 'none'}"
+            )
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        prompt_ids: Sequence[int] | None = None,
+        max_tokens: int = 256,
+        options: SamplingOptions | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Start a text; iterate over the result to get its tokens as they arrive.
+
+        Args:
+            prompt: text to continue; empty means BOS alone. Needs a model with a tokenizer.
+            prompt_ids: token ids instead of a prompt.
+            max_tokens: most tokens to generate.
+            options: sampling; None is greedy.
+            stop: strings that end the text.
+
+        Raises:
+            PromptError: a prompt or option that cannot be served.
+        """
+        if (prompt is None) == (prompt_ids is None):
+            raise PromptError("give either a prompt or prompt ids")
+        if prompt is not None and self.tokenizer is None:
+            raise PromptError("this model has no tokenizer; give token ids with --prompt-ids")
+        if prompt is not None and self.tokenizer is not None:
+            prompt_ids = self.tokenizer.encode(prompt)
+        return Generation(
+            self.engine,
+            self._directory,
+            self.tokenizer,
+            list(prompt_ids or ()),
+            max_tokens=max_tokens,
+            context_tokens=self.context_tokens,
+            options=options or SamplingOptions(),
+            stop=stop,
+            kv_id=self._next_kv_id(),
+        )
+
+    def logits(self, token_ids: Sequence[int], chunk_rows: int = 16) -> npt.NDArray[np.float32]:
+        """Return the logits after each token of a given text, (n_tokens, V) float32.
+
+        Raises:
+            PromptError: no tokens, or more than the context holds.
+        """
+        n_tokens, config = len(token_ids), self._directory.config
+        if not 1 <= n_tokens <= self.context_tokens:
+            raise PromptError(f"{n_tokens} tokens; the context holds 1 to {self.context_tokens}")
+        engine, kv_id = self.engine, self._next_kv_id()
+        out = np.empty((n_tokens, config.vocab_size), np.float32)
+        engine.control_kv([KvOp(KvOpCode.OPEN, kv_id, n_tokens)])
+        try:
+            for first in range(0, n_tokens, chunk_rows):
+                ids = token_ids[first : first + chunk_rows]
+                x = np.empty((len(ids), config.hidden_size), np.float32)
+                for row, token_id in zip(x, ids, strict=True):
+                    self._directory.embedding_row(token_id, row)
+                rows = Rows([kv_id] * len(ids), list(range(first, first + len(ids))))
+                samplers = [SamplerRow(full_logits=True)] * len(ids)
+                out[first : first + len(ids)] = engine.step(x, rows, samplers)
+        finally:
+            engine.control_kv([KvOp(KvOpCode.RELEASE, kv_id)])
+        return out
+
+    def close(self) -> None:
+        """End local agents, tell others that the run is over, and close all sockets."""
+        for close in reversed(self._closers):
+            close()
+        self._closers.clear()
+        self._context.destroy(linger=0)
+        self._directory.close()
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _next_kv_id(self) -> KvId:
+        self._last_kv_id = (self._last_kv_id + 1) & 0xFFFFFFFF
+        return KvId(self._last_kv_id)
+
+    def _lost_reason(self, rank: Rank) -> str:
+        """Return why the member of that rank is gone, or ""."""
+        return self._control.lost_reason(self.plan.members[rank].agent) if self.plan else ""
+
+
+def _context_tokens(wanted: int | None, directory: ModelDirectory) -> int:
+    limit = directory.config.context_tokens
+    if wanted is None:
+        return min(limit, DEFAULT_CONTEXT_TOKENS)
+    if not 2 <= wanted <= limit:
+        raise PromptError(f"context of {wanted} tokens; this model allows 2 to {limit}")
+    return wanted
+
+
+def _endpoints(bind: str | None, insecure: bool) -> tuple[str, str, str]:
+    """Return the control, hot and bulk endpoints for `bind`, or free loopback ports."""
+    if bind is None:
+        return ("tcp://127.0.0.1:*",) * 3
+    host, _, port = bind.removeprefix("tcp://").rpartition(":")
+    if not bind.startswith("tcp://") or not host or not port.isdigit():
+        raise InputError(f"cannot bind {bind!r}; write it like tcp://127.0.0.1:7070")
+    if not 1 <= int(port) <= 65533:
+        raise InputError(f"cannot bind {bind!r}; ports 1 to 65533 leave room for the next two")
+    if host not in ("127.0.0.1", "localhost", "[::1]") and not insecure:
+        raise InputError(
+            f"{host} is no loopback address and links are neither encrypted nor authenticated "
+            f"yet; pass --insecure to accept that on a network you trust"
+        )
+    first, second, third = (f"tcp://{host}:{int(port) + i}" for i in range(3))
+    return first, second, third

@@ -1,0 +1,73 @@
+"""Command-line options that several verbs share: which model, which agents, how exact."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from coordinator.plan import Plan, decode_plan
+from kernels.errors import PlanError
+
+__all__ = ["add_cluster_arguments", "cluster_options", "read_plan"]
+
+
+def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model runs where."""
+    parser.add_argument("-m", "--model", type=Path, help="model directory (default: the demo)")
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--local", type=int, metavar="N", help="start N agents on this machine (default: 1)"
+    )
+    group.add_argument(
+        "--bind", metavar="ENDPOINT",
+        help="wait for agents that dial tcp://HOST:PORT; uses PORT and the next two",
+    )  # fmt: skip
+    group.add_argument("--min-agents", type=int, default=1, help="agents to wait for with --bind")
+    group.add_argument("--wait-s", type=float, default=60.0, help="how long to wait for agents")
+    group.add_argument(
+        "--plan", type=Path, metavar="FILE", help="placement, as `plan --json` prints"
+    )
+    group.add_argument(
+        "--place", choices=["auto", "spread"],
+        help="auto: the subset of agents predicted fastest; spread: all (default with --local)",
+    )  # fmt: skip
+    group.add_argument("-c", "--ctx", type=int, metavar="TOKENS", help="longest context")
+    group.add_argument(
+        "--exact", action="store_true",
+        help="f32 on the wire and in the KV cache: words do not depend on placement",
+    )  # fmt: skip
+    group.add_argument("--kv", choices=["f16", "f32"], help="KV cache type (default f16)")
+    group.add_argument(
+        "--insecure", action="store_true",
+        help="allow --bind beyond loopback, though links are not encrypted yet",
+    )  # fmt: skip
+
+
+def cluster_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of `Cluster` that the options ask for."""
+    local = args.local if args.local is not None else (0 if args.bind else 1)
+    return {
+        "model": args.model,
+        "local": local,
+        "bind": args.bind,
+        "min_agents": args.min_agents,
+        "wait_s": args.wait_s,
+        "plan": None if args.plan is None else read_plan(args.plan),
+        "place": args.place,
+        "exact": args.exact,
+        "kv": args.kv,
+        "context_tokens": args.ctx,
+        "insecure": args.insecure,
+        "verbose": args.verbose,
+    }
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        PlanError: it cannot be read or is no plan.
+    """
+    try:
+        return decode_plan(path.read_bytes())
+    except OSError as e:
+        raise PlanError(f"plan file {path} cannot be read: {e.strerror}") from e

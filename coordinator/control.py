@@ -1,0 +1,286 @@
+"""The control channel: a thread that owns its ROUTER and the register of agents.
+
+The decisions are `membership`'s; this file turns messages and the clock into its events and
+carries its actions out. Other threads ask through methods that take a lock, and send through an
+inproc pair, so that the socket never crosses threads.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import zmq
+
+from agent.ids import AgentName, Epoch, RunId
+from agent.messages import (
+    Assignment,
+    CoordinatorMessage,
+    Refused,
+    Release,
+    Shutdown,
+    Welcome,
+    decode_agent_message,
+    encode,
+)
+from agent.sockets import CONTROL, set_options
+from agent.versions import our_versions
+from coordinator.membership import AgentState, Membership
+from coordinator.membership_events import (
+    Action,
+    Assigned,
+    BecameReady,
+    Event,
+    LinkLost,
+    LoadFailed,
+    Lost,
+    Received,
+    Refuse,
+    Released,
+    Stuck,
+    Tick,
+    Welcomed,
+)
+from coordinator.planner import Offer
+from kernels.errors import AgentLostError, RemoteError, WireError
+
+__all__ = ["Control"]
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+POLL_S = 0.1
+STOP_S = 2.0
+
+
+class Control:
+    """The control channel of one run.
+
+    Args:
+        context: the ZeroMQ context.
+        endpoint: where to bind; a tcp endpoint with port `*` takes a free one.
+        run_id: number of this run.
+        hot_port: told to agents in WELCOME.
+        bulk_port: likewise.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        run_id: RunId,
+        hot_port: int,
+        bulk_port: int,
+    ) -> None:
+        versions = our_versions()
+        self._welcome = Welcome(run_id, hot_port, bulk_port, HEARTBEAT_S, versions)
+        self._membership = Membership(versions, HEARTBEAT_S)
+        self._changed = threading.Condition()
+        self._failures: dict[AgentName, tuple[Epoch, str]] = {}
+        self._awaited_s: dict[AgentName, float] = {}
+        self._exit_reason: Callable[[AgentName], str] = lambda _: ""
+        self._socket = context.socket(zmq.ROUTER)
+        set_options(self._socket, CONTROL)
+        self._socket.setsockopt(zmq.SNDTIMEO, 1000)
+        self._socket.bind(endpoint)
+        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        pipe = f"inproc://control-{id(self)}"
+        self._inner = context.socket(zmq.PAIR)
+        self._inner.bind(pipe)
+        self._outer = context.socket(zmq.PAIR)
+        self._outer.setsockopt(zmq.SNDTIMEO, 5000)
+        self._outer.connect(pipe)
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread.start()
+
+    def watch(self, exit_reason: Callable[[AgentName], str]) -> None:
+        """Ask `exit_reason` now and then whether the process of a local agent has ended."""
+        self._exit_reason = exit_reason
+
+    def offers(self) -> list[Offer]:
+        """Return what each agent that is here offers, by name."""
+        with self._changed:
+            return [
+                Offer(a.name, a.hello.memory_bytes, a.hello.bytes_per_s, a.hello.n_threads)
+                for a in self._membership.alive()
+            ]
+
+    def lost_reason(self, name: AgentName) -> str:
+        """Return why an agent that owes an answer is gone, or ""; cheap, from any thread."""
+        with self._changed:
+            self._awaited_s[name] = time.monotonic()
+            agent = self._membership.get(name)
+            if agent is None:
+                return "it never said hello"
+            return "" if agent.alive else agent.reason or "it is gone"
+
+    def wait_agents(self, n_agents: int, wait_s: float, names: Sequence[AgentName] = ()) -> None:
+        """Wait until n_agents are here.
+
+        Args:
+            n_agents: how many.
+            wait_s: how long at most.
+            names: local agents among them; if the process of one ends, waiting is in vain.
+
+        Raises:
+            RemoteError: too few in time; says who is here.
+            AgentLostError: a local agent's process ended.
+        """
+        deadline_s = time.monotonic() + wait_s
+        with self._changed:
+            while len(here := [a.name for a in self._membership.alive()]) < n_agents:
+                for name in names:
+                    reason = self._exit_reason(name)
+                    if reason:
+                        raise AgentLostError(f"agent {name!r} did not start: {reason}")
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    raise RemoteError(
+                        f"{len(here)} of {n_agents} agents are here after {wait_s:g} s "
+                        f"({', '.join(here) or 'none'}); start others with `headwise agent "
+                        f"--coordinator tcp://HOST:{self.port}`"
+                    )
+                self._changed.wait(min(left_s, POLL_S))
+
+    def assign(self, told: Mapping[AgentName, Assignment]) -> None:
+        """Send each agent its part of a plan."""
+        for name, assignment in told.items():
+            self._tell(name, assignment, Assigned(name, assignment.epoch))
+
+    def release(self, epoch: Epoch) -> None:
+        """Tell every agent that holds an epoch to free it."""
+        with self._changed:
+            holders = [a.name for a in self._membership.alive() if a.epoch == epoch]
+        for name in holders:
+            self._tell(name, Release(epoch), Released(name, epoch))
+
+    def wait_ready(self, epoch: Epoch, names: Sequence[AgentName], wait_s: float) -> None:
+        """Wait until every agent of `names` is ready to serve an epoch.
+
+        Raises:
+            RemoteError: an agent cannot carry out its part, or is not ready in time.
+            AgentLostError: an agent is gone.
+        """
+        deadline_s = time.monotonic() + wait_s
+        with self._changed:
+            while True:
+                waiting = []
+                for name in names:
+                    agent = self._membership.get(name)
+                    failed_epoch, reason = self._failures.get(name, (Epoch(0), ""))
+                    if agent is None or not agent.alive:
+                        why = agent.reason if agent else "it never said hello"
+                        raise AgentLostError(f"agent {name!r} was lost while loading: {why}")
+                    if failed_epoch == epoch:
+                        raise RemoteError(f"agent {name!r} cannot load its part: {reason}")
+                    if agent.state != AgentState.READY or agent.epoch != epoch:
+                        waiting.append(name)
+                if not waiting:
+                    return
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    raise RemoteError(
+                        f"agents {', '.join(waiting)} are not ready after {wait_s:g} s; "
+                        f"look at their logs"
+                    )
+                self._changed.wait(min(left_s, 1.0))
+
+    def close(self, leave: bool = False) -> None:
+        """Tell the agents that the run is over and end the thread; `leave` asks them to exit."""
+        if not self._thread.is_alive():
+            return
+        with self._changed:
+            names = [a.name for a in self._membership.alive()]
+        for name in names:
+            with contextlib.suppress(AgentLostError):
+                self._tell(name, Shutdown("the coordinator has finished", leave), None)
+        self._outer.send_multipart([b"", b""])
+        self._thread.join(STOP_S)
+        self._outer.close(linger=0)
+
+    def _tell(self, name: AgentName, message: CoordinatorMessage, event: Event | None) -> None:
+        """Hand a message to the thread, and note it as an event before it can be answered."""
+        with self._changed:
+            agent = self._membership.get(name)
+            if agent is None or not agent.alive:
+                raise AgentLostError(f"agent {name!r} is gone; it cannot be given work")
+            if event is not None:
+                self._membership.on_event(event, time.monotonic())
+            self._outer.send_multipart([agent.link, encode(message)])
+
+    # The thread.
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._inner, zmq.POLLIN)
+        running = True
+        while running:
+            ready = dict(poller.poll(int(1000 * POLL_S)))
+            if self._inner in ready:
+                link, data = self._inner.recv_multipart()
+                running = bool(link)
+                if running:
+                    self._send(link, data)
+            if self._socket in ready:
+                self._receive()
+            self._tick()
+        self._socket.close(linger=500)
+        self._inner.close(linger=0)
+
+    def _receive(self) -> None:
+        parts = self._socket.recv_multipart()
+        try:
+            if len(parts) != 2:
+                raise WireError(f"control message of {len(parts)} parts")
+            message = decode_agent_message(parts[1])
+        except WireError as e:
+            log.warning("control: dropped a message: %s", e)
+            return
+        self._take(Received(parts[0], message))
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
+        with self._changed:
+            alive = [(a.name, a.link) for a in self._membership.alive()]
+            awaited = [n for n, asked_s in self._awaited_s.items() if now_s - asked_s < 0.5]
+        for name, link in alive:
+            reason = self._exit_reason(name)
+            if reason:
+                self._take(LinkLost(link, reason))
+        self._take(Tick(frozenset(awaited)))
+
+    def _take(self, event: Event) -> None:
+        with self._changed:
+            actions = self._membership.on_event(event, time.monotonic())
+            for action in actions:
+                self._carry_out(action)
+            if actions:
+                self._changed.notify_all()
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Welcomed(link, name):
+                log.info("agent=%s joined", name)
+                self._send(link, encode(self._welcome))
+            case Refuse(link, reason, retry):
+                log.warning("refused an agent: %s", reason)
+                self._send(link, encode(Refused(reason, retry)))
+            case BecameReady(name, ready):
+                log.info(
+                    "agent=%s ready epoch=%d weights_bytes=%d pulled_bytes=%d seconds=%.2f",
+                    name, ready.epoch, ready.weights_bytes, ready.pulled_bytes, ready.seconds,
+                )  # fmt: skip
+            case LoadFailed(name, epoch, reason):
+                self._failures[name] = (epoch, reason)
+            case Lost(name, _, epoch, reason):
+                log.info("agent=%s lost epoch=%d: %s", name, epoch, reason)
+            case Stuck(name, for_s):
+                log.warning("agent=%s has finished no step for %.0f s", name, for_s)
+
+    def _send(self, link: bytes, data: bytes) -> None:
+        try:
+            self._socket.send_multipart([link, data])
+        except zmq.ZMQError as e:
+            self._take(LinkLost(link, f"its control link is closed ({e.strerror})"))

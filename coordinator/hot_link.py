@@ -1,0 +1,218 @@
+"""The coordinator's end of the hot channel: one ROUTER, one frame to each member, one gather.
+
+Owns the socket and its buffers; used by one thread only. Does not know layers or residuals
+(`engine`) nor who should answer when (`gather` keeps the books).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import zmq
+
+from agent.frames import (
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    FrameType,
+    Header,
+    Wire,
+    pack_header,
+    read_header,
+)
+from agent.ids import Epoch, Rank, RunId, Seq
+from agent.sockets import HOT, set_options
+from coordinator.gather import Gather
+from kernels.errors import AgentLostError, RemoteError, WireError
+
+__all__ = ["HotLink", "Reply"]
+
+log = logging.getLogger(__name__)
+
+# How often a gather that waits looks after the members it waits for.
+CHECK_S = 0.1
+
+
+class Reply(NamedTuple):
+    """One member's answer; the buffer is valid until the next exchange."""
+
+    header: Header
+    buffer: bytearray
+
+
+class HotLink:
+    """The hot ROUTER of one run.
+
+    Args:
+        context: the ZeroMQ context.
+        endpoint: where to bind; a tcp endpoint with port `*` takes a free one.
+        run_id: the number of this run, part of every frame.
+        lost_reason: returns why an agent of that rank is known to be gone, or "".
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        run_id: RunId,
+        lost_reason: Callable[[Rank], str],
+    ) -> None:
+        self._socket = context.socket(zmq.ROUTER)
+        set_options(self._socket, HOT)
+        self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * CHECK_S))
+        self._socket.bind(endpoint)
+        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        self._run_id = run_id
+        self._lost_reason = lost_reason
+        self._routes: dict[Rank, bytes] = {}
+        self._names: dict[Rank, str] = {}
+        self._epoch = Epoch(0)
+        self._gather = Gather()
+        self._buffers: list[bytearray] = []
+        self._seq = 0
+        self.n_dropped = 0
+
+    def close(self) -> None:
+        """Close the socket at once; frames not yet sent are dropped."""
+        self._socket.close(linger=0)
+
+    def next_seq(self) -> Seq:
+        """Return a number for the next frame, never used before in this epoch."""
+        self._seq = (self._seq + 1) & 0xFFFFFFFF
+        return Seq(self._seq)
+
+    def join(self, names: Sequence[str], epoch: Epoch, reply_bytes: int, deadline_s: float) -> None:
+        """Wait for the HELLO frame of every member of a new plan and learn their routes.
+
+        Args:
+            names: agent names in rank order.
+            epoch: the plan's epoch; frames of others are dropped from now on.
+            reply_bytes: size of the largest reply, for which buffers are allocated.
+            deadline_s: monotonic time to give up.
+
+        Raises:
+            AgentLostError: a member did not dial the hot port in time.
+        """
+        self._names = {Rank(r): name for r, name in enumerate(names)}
+        self._epoch = epoch
+        self._routes = {}
+        size = min(max(reply_bytes, 4096), MAX_FRAME_BYTES)
+        self._buffers = [bytearray(size) for _ in range(len(names) + 1)]
+        while len(self._routes) < len(names):
+            got = self._receive(self._buffers[0])
+            if got is not None and got[1].type == FrameType.HELLO:
+                self._routes.setdefault(got[1].rank, got[0])
+            elif time.monotonic() > deadline_s:
+                missing = ", ".join(n for r, n in self._names.items() if r not in self._routes)
+                raise AgentLostError(
+                    f"no hot link from agent {missing} in time; can it reach port {self.port}?"
+                )
+            self._raise_if_lost(self._names)
+
+    def send(self, rank: Rank, frame: bytes | bytearray | memoryview) -> None:
+        """Send one frame to one member without waiting.
+
+        Raises:
+            AgentLostError: the member's link is closed or its queue is full.
+        """
+        try:
+            self._socket.send(self._routes[rank], zmq.SNDMORE | zmq.NOBLOCK)
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.ZMQError as e:
+            raise self._lost(rank, f"its hot link is closed ({e.strerror})") from e
+
+    def exchange(
+        self,
+        frame: bytes | bytearray | memoryview,
+        seq: Seq,
+        ranks: Sequence[Rank],
+        timeout_s: float,
+    ) -> list[Reply]:
+        """Send one frame to every member of `ranks` and return their replies in that order.
+
+        Raises:
+            AgentLostError: a member's link closed, or it did not answer within timeout_s.
+            RemoteError: a member answered with an ERROR frame.
+        """
+        sent_s = time.monotonic()
+        gather = self._gather
+        gather.begin(seq, ranks, sent_s, sent_s + timeout_s)
+        for rank in ranks:
+            self.send(rank, frame)
+        replies: dict[Rank, Reply] = {}
+        free = len(self._buffers) - 1
+        while len(replies) < len(ranks):
+            got = self._receive(self._buffers[free])
+            if got is None:
+                self._look_after(gather.missing())
+                if gather.expired(time.monotonic()):
+                    rank = gather.missing()[0]
+                    raise self._lost(rank, f"it did not answer within {timeout_s:.1f} s")
+                continue
+            header = got[1]
+            if self._routes.get(header.rank) != got[0]:
+                self._drop("a frame under another member's rank")
+            elif header.type == FrameType.ERROR and header.seq == seq:
+                text = bytes(self._buffers[free][HEADER_BYTES:][: header.payload_bytes])
+                name = self._names[header.rank]
+                raise RemoteError(f"agent {name!r}: {text.decode(errors='replace')}")
+            elif gather.on_reply(header.rank, header.seq, header.epoch) == "accepted":
+                replies[header.rank] = Reply(header, self._buffers[free])
+                # The spare buffer takes the next frame; the filled one waits in its place.
+                free -= 1
+            else:
+                self._drop("a reply that nobody waits for")
+        return [replies[rank] for rank in ranks]
+
+    def _receive(self, buffer: bytearray) -> tuple[bytes, Header] | None:
+        """Receive one frame of this run and epoch into `buffer`; None when none came in time."""
+        try:
+            route = self._socket.recv()
+            if not self._socket.getsockopt(zmq.RCVMORE):
+                raise WireError("a message of one part")
+            n_bytes = self._socket.recv_into(buffer)
+            if self._socket.getsockopt(zmq.RCVMORE):
+                while self._socket.getsockopt(zmq.RCVMORE):
+                    self._socket.recv()
+                raise WireError("a message of more than two parts")
+            if n_bytes > len(buffer):
+                raise WireError(f"a frame of {n_bytes} bytes")
+            header = read_header(buffer, n_bytes)
+            if header.run_id != self._run_id or header.epoch != self._epoch:
+                raise WireError("a frame of another run or epoch")
+        except zmq.Again:
+            return None
+        except WireError as e:
+            self._drop(str(e))
+            return None
+        return route, header
+
+    def _drop(self, what: str) -> None:
+        self.n_dropped += 1
+        if self.n_dropped & (self.n_dropped - 1) == 0:
+            log.warning("hot: dropped %s (%d dropped so far)", what, self.n_dropped)
+
+    def _look_after(self, ranks: Sequence[Rank]) -> None:
+        """Raise if a member we wait for is gone: sending to a closed link fails at once."""
+        self._raise_if_lost(ranks)
+        ping = bytearray(HEADER_BYTES)
+        pack_header(ping, Header(FrameType.PING, Wire.F32, self._epoch, self._run_id, Seq(0)))
+        for rank in ranks:
+            try:
+                self._socket.send_multipart([self._routes[rank], ping], zmq.NOBLOCK)
+            except zmq.Again:
+                pass  # a full queue is slow, not gone
+            except zmq.ZMQError as e:
+                raise self._lost(rank, f"its hot link is closed ({e.strerror})") from e
+
+    def _raise_if_lost(self, ranks: Sequence[Rank] | dict[Rank, str]) -> None:
+        for rank in ranks:
+            reason = self._lost_reason(rank)
+            if reason:
+                raise self._lost(rank, reason)
+
+    def _lost(self, rank: Rank, why: str) -> AgentLostError:
+        name = self._names.get(rank, f"rank {rank}")
+        return AgentLostError(
+            f"agent {name!r} was lost: {why}; its heads cannot be served, start the request again"
+        )

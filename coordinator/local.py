@@ -1,0 +1,123 @@
+"""Agent processes on this machine (`--local N`): start them, notice their end, end them.
+
+Each agent inherits the reading end of a pipe whose writing end only this process holds. When
+this process ends, however it ends, the pipe closes and every agent leaves: no orphans.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from agent.ids import AgentName
+from kernels.errors import ResourceError
+
+__all__ = ["MAX_LOCAL_AGENTS", "LocalAgents", "local_names"]
+
+MAX_LOCAL_AGENTS = 64
+STOP_S = 3.0
+
+
+def local_names(n_agents: int) -> list[AgentName]:
+    """Return the names of the agents that `--local N` starts."""
+    return [AgentName(f"local-{i + 1}") for i in range(n_agents)]
+
+
+class LocalAgents:
+    """N agent processes that dial the coordinator over loopback.
+
+    Args:
+        n_agents: how many, 1 to MAX_LOCAL_AGENTS.
+        control_port: the coordinator's control port.
+        model_dir: the model directory, which they map instead of pulling its atoms.
+        verbose: let them log at INFO level.
+    """
+
+    def __init__(
+        self, n_agents: int, control_port: int, model_dir: Path, verbose: bool = False
+    ) -> None:
+        n_cores = len(psutil.Process().cpu_affinity() or [0])
+        self._n_threads = max(1, n_cores // n_agents)
+        self._verbose = verbose
+        self._model_dir = model_dir.resolve()
+        self._coordinator = f"tcp://127.0.0.1:{control_port}"
+        self._read_fd, self._write_fd = os.pipe()
+        self._processes: dict[AgentName, subprocess.Popen[bytes]] = {}
+        self._logs: dict[AgentName, IO[bytes]] = {}
+        try:
+            for name in local_names(n_agents):
+                self._start(name)
+        except OSError as e:
+            self.close()
+            raise ResourceError(f"cannot start {n_agents} agent processes: {e}") from e
+
+    def _start(self, name: AgentName) -> None:
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        command = [
+            sys.executable, "-m", "agent", "--coordinator", self._coordinator, "--name", name,
+            "--threads", str(self._n_threads), "--model-dir", str(self._model_dir),
+            "--leave-with-fd", str(self._read_fd),
+        ]  # fmt: skip
+        if self._verbose:
+            command.append("-v")
+        self._logs[name] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close())
+        self._processes[name] = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=None if self._verbose else self._logs[name],
+            env={**os.environ, "PYTHONPATH": path},
+            pass_fds=[self._read_fd],
+            # Ctrl-C at the terminal is for the coordinator, which then ends its agents.
+            start_new_session=True,
+        )
+
+    @property
+    def pids(self) -> dict[AgentName, int]:
+        """Process id of each agent."""
+        return {name: p.pid for name, p in self._processes.items()}
+
+    def exit_reason(self, name: AgentName) -> str:
+        """Return why an agent's process has ended, with the end of its log, or ""."""
+        process = self._processes.get(name)
+        if process is None or process.poll() is None:
+            return ""
+        code = process.returncode
+        try:
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        except ValueError:
+            how = f"killed by signal {-code}"
+        return f"its process ended ({how}){self._log_tail(name)}"
+
+    def _log_tail(self, name: AgentName) -> str:
+        log = self._logs[name]
+        log.seek(0)
+        lines = log.read()[-2000:].decode(errors="replace").strip().splitlines()
+        return ": " + " | ".join(lines[-2:]) if lines else ""
+
+    def close(self) -> None:
+        """End all agents: politely first, by force after STOP_S seconds."""
+        if self._write_fd < 0:
+            return
+        os.close(self._write_fd)
+        os.close(self._read_fd)
+        self._write_fd = -1
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.terminate()
+        deadline_s = time.monotonic() + STOP_S
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.01, deadline_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for log in self._logs.values():
+            log.close()

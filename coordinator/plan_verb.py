@@ -1,0 +1,147 @@
+"""The `plan` verb: who would hold what, in how much memory, how fast, and what it beat.
+
+Nothing is started and nothing moves. With --json the plan itself, ready for `run --plan FILE`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.ids import AgentName, ModelId
+from agent.resources import available_memory_bytes, memory_budget_bytes, usable_cores
+from agent.share import WireFormat
+from agent.shell import parse_size_bytes
+from agent.speed import measure_bytes_per_s
+from coordinator.cluster import DEFAULT_CONTEXT_TOKENS
+from coordinator.cluster_args import read_plan
+from coordinator.local import MAX_LOCAL_AGENTS, local_names
+from coordinator.plan import check_plan, encode_plan
+from coordinator.planner import Link, Offer, Planned, PlanRequest, assess, make_plan
+from coordinator.report import HEADINGS, format_bytes, format_table, placement_rows
+from kernels.errors import InputError
+from kernels.layout import Geometry
+from weights.demo import demo_path
+from weights.directory import ModelDirectory
+
+__all__ = ["add_arguments", "read_offers", "run"]
+
+MAX_FILE_BYTES = 1 << 20
+
+
+class _Board(msgspec.Struct, forbid_unknown_fields=True):
+    """One agent of an --agents file; memory as bytes or as text such as "2G"."""
+
+    name: str
+    memory: int | str
+    bytes_per_s: float
+    threads: int = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `headwise plan`."""
+    parser.add_argument("-m", "--model", type=Path, help="model directory (default: the demo)")
+    parser.add_argument(
+        "--agents", default="3", metavar="N|FILE",
+        help='N agents like this machine, or a JSON file: [{"name": "pi-1", "memory": "3G", '
+        '"bytes_per_s": 4e9, "threads": 4}, ...] (default: 3)',
+    )  # fmt: skip
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="assess this plan instead")
+    parser.add_argument("--place", choices=["auto", "spread"], default="auto")
+    parser.add_argument("-c", "--ctx", type=int, metavar="TOKENS", help="longest context")
+    parser.add_argument("--exact", action="store_true", help="plan for f32 wire and KV")
+    parser.add_argument("--kv", choices=["f16", "f32"], help="KV cache type (default f16)")
+    parser.add_argument("--hop-ms", type=float, default=0.3, help="one-way delay (0.3)")
+    parser.add_argument("--link-mbit", type=float, default=940.0, help="goodput, Mbit/s (940)")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, print, and return the exit code.
+
+    Raises:
+        HeadwiseError: the model does not fit, or an input is wrong.
+    """
+    with ModelDirectory.open(args.model or demo_path()) as directory:
+        geometry, limit = directory.geometry, directory.config.context_tokens
+        ctx = args.ctx or min(limit, DEFAULT_CONTEXT_TOKENS)
+        if not 2 <= ctx <= limit:
+            raise InputError(f"--ctx {ctx}; this model allows 2 to {limit}")
+        wire: WireFormat = "f32" if args.exact else "f16"
+        request = PlanRequest(ctx, ctx, wire=wire, kv=args.kv or wire, place=args.place)
+        link = Link(args.hop_ms / 1000, args.link_mbit * 125e3)
+        offers = read_offers(args.agents)
+        if args.plan is not None:
+            plan = read_plan(args.plan)
+            check_plan(plan, geometry)
+            planned = assess(plan, geometry, offers, request, link)
+        else:
+            planned = make_plan(ModelId(directory.model_id), geometry, offers, request, link)
+    if args.json:
+        sys.stdout.write(encode_plan(planned.plan).decode())
+    else:
+        print(_describe(planned, geometry, link, ctx))
+    return 0
+
+
+def read_offers(agents: str) -> list[Offer]:
+    """Return the agents that `--agents` describes: a count, or a file.
+
+    Raises:
+        InputError: no count in range, no such file, or a file that cannot be read.
+    """
+    if agents.isdigit():
+        if not 1 <= int(agents) <= MAX_LOCAL_AGENTS:
+            raise InputError(f"--agents {agents}; 1 to {MAX_LOCAL_AGENTS} are possible")
+        memory_bytes = memory_budget_bytes(available_memory_bytes(), None)
+        n_cores = usable_cores()
+        bytes_per_s = measure_bytes_per_s(n_cores)
+        return [
+            Offer(name, memory_bytes, bytes_per_s, n_cores) for name in local_names(int(agents))
+        ]
+    try:
+        data = Path(agents).read_bytes()[:MAX_FILE_BYTES]
+        boards = msgspec.json.decode(data, type=list[_Board])
+        return [Offer(AgentName(b.name), _size(b.memory), b.bytes_per_s, b.threads) for b in boards]
+    except OSError as e:
+        raise InputError(f"--agents {agents!r} is neither a count nor a file: {e.strerror}") from e
+    except (msgspec.DecodeError, RecursionError, argparse.ArgumentTypeError) as e:
+        raise InputError(
+            f'{agents} is no list of agents: {e}; write it like [{{"name": "pi-1", '
+            f'"memory": "3G", "bytes_per_s": 4e9}}]'
+        ) from e
+
+
+def _size(value: int | str) -> int:
+    return value if isinstance(value, int) else parse_size_bytes(value)
+
+
+def _describe(planned: Planned, geometry: Geometry, link: Link, ctx: int) -> str:
+    rows: list[list[str]] = [[*HEADINGS, "KV pool", "of memory"]]
+    placed = placement_rows(planned.plan, geometry)
+    for cells, member in zip(placed, planned.members, strict=True):
+        share = 100 * member.total_bytes / max(member.budget_bytes, 1)
+        budget = format_bytes(member.budget_bytes)
+        rows.append([*cells, format_bytes(member.kv_pool_bytes), f"{share:.1f} % of {budget}"])
+    speed = (
+        f"predicted: {1000 * planned.token_s:.2f} ms per token "
+        f"({1 / planned.token_s:.1f} tokens/s) with {ctx} tokens of context, "
+        f"{1000 * link.hop_s:g} ms and {link.bytes_per_s / 125e3:g} Mbit/s between boards"
+    )
+    lines = [format_table(rows), "", speed]
+    if planned.considered:
+        lines += ["", format_table([["agents", "ms per token", "verdict"], *_considered(planned)])]
+    return "\n".join(lines)
+
+
+def _considered(planned: Planned) -> list[list[Any]]:
+    return [
+        [
+            f"{a.n_agents}: {', '.join(a.names)}",
+            "-" if a.token_s is None else f"{1000 * a.token_s:.2f}",
+            a.rejected or "chosen",
+        ]
+        for a in planned.considered
+    ]
