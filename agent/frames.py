@@ -1,8 +1,9 @@
 """The hot frame: one ZeroMQ frame of header, row table and payload (docs/wire.md).
 
 Little endian throughout. The header has 40 bytes and a row 8, so the payload starts at a
-multiple of 8 and numpy can view it in place. Does not know sockets or plans: it packs into and
-checks buffers that its callers own.
+multiple of 8 and numpy can view it in place. Replies name what they answer by `seq` and carry no
+row table (n_rows = 0). Does not know sockets or plans: it packs into and checks buffers that its
+callers own.
 
 A frame of at most 8183 bytes leaves libzmq in one write (reference/transport.md section 1).
 """
@@ -32,6 +33,7 @@ __all__ = [
     "payload_offset",
     "read_header",
     "read_rows",
+    "repack_request",
     "write_rows",
 ]
 
@@ -43,6 +45,9 @@ ROW_BYTES = 8
 
 _HEADER = struct.Struct("<BBBBIQIHBBHHHHII")
 HEADER_BYTES = _HEADER.size
+# seq, layer, phase, flags: what differs between the phases of one step.
+_REQUEST = struct.Struct("<IHBB")
+_REQUEST_OFFSET = 16
 
 
 class FrameType(IntEnum):
@@ -116,6 +121,13 @@ def pack_header(buffer: bytearray | memoryview, header: Header) -> None:
         buffer, 0, MAGIC, PROTOCOL_VERSION, h.type, h.wire, h.epoch, h.run_id, h.seq, h.layer,
         h.phase, h.flags, h.rank, h.n_rows, h.n_vocab_rows, 0, h.busy_us, h.payload_bytes,
     )  # fmt: skip
+
+
+def repack_request(
+    buffer: bytearray | memoryview, seq: Seq, layer: int, phase: Phase, flags: Flag
+) -> None:
+    """Change, in a packed header, only what differs between the phases of one step."""
+    _REQUEST.pack_into(buffer, _REQUEST_OFFSET, seq, layer, phase, flags)
 
 
 def read_header(buffer: bytes | bytearray | memoryview, n_bytes: int) -> Header:

@@ -16,6 +16,7 @@ __all__ = [
     "MAX_CONTROL_BYTES",
     "AgentMessage",
     "Assignment",
+    "BulkError",
     "BulkReply",
     "BulkRequest",
     "Bye",
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 MAX_CONTROL_BYTES = 1 << 20
+
+BulkError = Literal["", "unknown object", "bad range", "wrong run"]
 
 T = TypeVar("T")
 
@@ -157,7 +160,7 @@ class BulkReply(msgspec.Struct, frozen=True, tag="chunk"):
     offset: int
     length: int
     crc32: int
-    error: Literal["", "unknown object", "bad range", "wrong run"] = ""
+    error: BulkError = ""
 
 
 AgentMessage = Hello | Heartbeat | Loading | Ready | Failed | Bye
@@ -210,5 +213,5 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
         raise WireError(f"message of {len(data)} bytes is longer than {MAX_CONTROL_BYTES}")
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise WireError(f"message of {len(data)} bytes cannot be read: {e}") from e

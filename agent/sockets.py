@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import zmq
 
-__all__ = ["BULK", "CONTROL", "HOT", "SocketKind", "set_options"]
+from kernels.errors import ResourceError
+
+__all__ = ["BULK", "CONTROL", "HOT", "SocketKind", "bind_port", "set_options"]
 
 
 class SocketKind(NamedTuple):
@@ -45,8 +47,25 @@ def set_options(socket: zmq.Socket[bytes], kind: SocketKind) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
     socket.setsockopt(zmq.IPV6, 1)
-    if socket.socket_type == zmq.ROUTER:
+    if socket.type == zmq.ROUTER:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     else:
         socket.setsockopt(zmq.IMMEDIATE, 1)
+
+
+def bind_port(socket: zmq.Socket[bytes], endpoint: str) -> int:
+    """Bind a socket to a tcp endpoint, port `*` for a free one, and return the port.
+
+    Raises:
+        ResourceError: the port is taken, or the address is none of this machine.
+    """
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as e:
+        socket.close(linger=0)
+        raise ResourceError(
+            f"cannot bind {endpoint}: {e.strerror}; is another coordinator using the port, and "
+            f"is the address one of this machine?"
+        ) from e
+    return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])

@@ -1,0 +1,77 @@
+"""Where the coordinator is, and under which name this agent is known to it."""
+
+import re
+import socket
+from typing import NamedTuple
+
+from agent.ids import AgentName, InstanceId
+from kernels.errors import InputError, RemoteError
+
+__all__ = ["Address", "check_name", "parse_address", "resolve", "routing_id"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class Address(NamedTuple):
+    """Host name or numeric address, and TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return (
+            f"tcp://[{self.host}]:{self.port}"
+            if ":" in self.host
+            else f"tcp://{self.host}:{self.port}"
+        )
+
+
+def parse_address(text: str) -> Address:
+    """Parse tcp://HOST:PORT; an IPv6 address stands in brackets.
+
+    Raises:
+        InputError: anything else.
+    """
+    match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(\d{1,5})", text)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise InputError(
+            f"{text!r} is no coordinator address; write it like tcp://192.168.1.10:7070"
+        )
+    return Address(match[1].strip("[]"), int(match[2]))
+
+
+def resolve(address: Address, attempt: int) -> Address:
+    """Look the host up and return a numeric address; attempts go through all it has.
+
+    Asked anew at every dial: a board's address changes with its DHCP lease. IPv4 comes first,
+    because names such as localhost often list an IPv6 address that nobody listens on.
+
+    Raises:
+        RemoteError: the name cannot be resolved.
+    """
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as e:
+        raise RemoteError(f"host {address.host!r} cannot be resolved ({e.strerror})") from e
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    hosts = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    return Address(hosts[attempt % len(hosts)], address.port)
+
+
+def check_name(name: str) -> AgentName:
+    """Return a valid agent name.
+
+    Raises:
+        InputError: empty, too long or with other than letters, digits, dot, dash, underscore.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{name!r} is no agent name; use up to 63 letters, digits, dots, dashes and "
+            f"underscores: --name pi-1"
+        )
+    return AgentName(name)
+
+
+def routing_id(name: AgentName, instance_id: InstanceId) -> bytes:
+    """Return the ZeroMQ routing id of one agent process, the same on all channels."""
+    return f"{name}/{instance_id}".encode()

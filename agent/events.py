@@ -1,0 +1,169 @@
+"""What happens to an agent's session, and what it asks its runtime to do about it.
+
+Plain data between the state machine of `session` and the sockets, threads and clock of `runtime`.
+"""
+
+from typing import NamedTuple
+
+from agent.ids import Epoch
+from agent.messages import AgentMessage, Assignment, CoordinatorMessage, Ready, Welcome
+
+__all__ = [
+    "Action",
+    "Adopt",
+    "CancelLoad",
+    "CloseHot",
+    "Dial",
+    "Drop",
+    "Event",
+    "Exit",
+    "HangUp",
+    "Joined",
+    "LinkLost",
+    "LinkUp",
+    "Load",
+    "LoadFailed",
+    "Loaded",
+    "OpenHot",
+    "Progress",
+    "Received",
+    "Send",
+    "SendHeartbeat",
+    "Stop",
+    "Tick",
+    "Warn",
+]
+
+# Events.
+
+
+class LinkUp(NamedTuple):
+    """The control socket is connected."""
+
+
+class LinkLost(NamedTuple):
+    """The control socket lost its connection, or could not be opened at all."""
+
+    reason: str
+
+
+class Received(NamedTuple):
+    """A control message arrived."""
+
+    message: CoordinatorMessage
+
+
+class Progress(NamedTuple):
+    """The loader has so many bytes of an assignment on the board."""
+
+    epoch: Epoch
+    done_bytes: int
+    total_bytes: int
+
+
+class Loaded(NamedTuple):
+    """The loader is done: the hot loop can take the member."""
+
+    ready: Ready
+
+
+class Joined(NamedTuple):
+    """The hot loop has taken a member and sent its HELLO frame."""
+
+    epoch: Epoch
+
+
+class LoadFailed(NamedTuple):
+    """An assignment cannot be carried out."""
+
+    epoch: Epoch
+    reason: str
+
+
+class Stop(NamedTuple):
+    """Somebody asks this process to end."""
+
+    reason: str
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+Event = LinkUp | LinkLost | Received | Progress | Loaded | Joined | LoadFailed | Stop | Tick
+
+
+# Actions.
+
+
+class Dial(NamedTuple):
+    """Open a new control socket."""
+
+
+class HangUp(NamedTuple):
+    """Close the control socket."""
+
+
+class Send(NamedTuple):
+    """Send a control message."""
+
+    message: AgentMessage
+
+
+class SendHeartbeat(NamedTuple):
+    """Measure and send a heartbeat that names `epoch`."""
+
+    epoch: Epoch
+
+
+class OpenHot(NamedTuple):
+    """Start the hot thread; the ports are those of the WELCOME."""
+
+    welcome: Welcome
+
+
+class CloseHot(NamedTuple):
+    """Stop the hot thread: no more computing, all KV freed."""
+
+
+class Load(NamedTuple):
+    """Bring an assignment's atoms onto the board."""
+
+    assignment: Assignment
+
+
+class CancelLoad(NamedTuple):
+    """Give up loading an epoch."""
+
+    epoch: Epoch
+
+
+class Adopt(NamedTuple):
+    """Hand a loaded member to the hot loop."""
+
+    epoch: Epoch
+
+
+class Drop(NamedTuple):
+    """Free what an epoch holds."""
+
+    epoch: Epoch
+
+
+class Warn(NamedTuple):
+    """Tell the operator."""
+
+    text: str
+
+
+class Exit(NamedTuple):
+    """End the process."""
+
+    code: int
+    reason: str
+
+
+Action = (
+    Dial | HangUp | Send | SendHeartbeat | OpenHot | CloseHot | Load | CancelLoad | Adopt | Drop
+    | Warn | Exit
+)  # fmt: skip

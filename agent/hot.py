@@ -1,0 +1,258 @@
+"""The hot loop: receive a frame, run the kernels, send the reply. Read it top-down.
+
+One thread owns the socket and all buffers. Per STEP it makes one receive into a fixed buffer,
+checks the header, looks views up, calls kernels, and sends once; it takes no locks, allocates
+next to nothing and writes no log. Other threads reach it only through `adopt`, `drop` and
+`stop`, which it looks at between frames.
+
+Who gets a reply is data: the holders of the residual. In a star the coordinator is the only one;
+in a mesh every member is, and each PARTIAL goes to all of them.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import zmq
+
+from agent.events import Event, Joined, LinkLost, LoadFailed
+from agent.frames import (
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    Flag,
+    FrameType,
+    Header,
+    Phase,
+    Wire,
+    pack_header,
+    payload_offset,
+    read_header,
+)
+from agent.ids import Epoch, RunId, Seq
+from agent.kv_ops import read_kv_ops
+from agent.member import Member
+from agent.sockets import HOT, set_options
+from agent.stepper import Stepper
+from kernels.errors import HeadwiseError, WireError
+
+__all__ = ["HotLoop"]
+
+log = logging.getLogger(__name__)
+
+# How long the loop may sleep before it looks at what other threads want.
+WAKE_S = 0.1
+SEND_S = 2.0
+CONNECT_S = 5.0
+MAX_ERROR_BYTES = 1024
+
+HotSocket = zmq.Socket[bytes]
+
+
+class HotLoop:
+    """The hot link of one run.
+
+    Args:
+        endpoint: the coordinator's hot port.
+        routing_id: how the coordinator addresses this agent.
+        run_id: frames of other runs are dropped.
+        post: takes events for the control thread; safe to call from this loop's thread.
+        after: the loop of a former run, which may still be inside a kernel; this one waits for
+            it, because both use the same worker threads.
+
+    Attributes:
+        n_steps: finished steps, the progress that heartbeats report.
+        n_stale: frames of another run or epoch, dropped silently.
+        n_malformed: frames that break docs/wire.md, dropped.
+        n_unsent: replies that found no link.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        routing_id: bytes,
+        run_id: RunId,
+        post: Callable[[Event], None],
+        after: "HotLoop | None" = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._routing_id = routing_id
+        self._run_id = run_id
+        self._post = post
+        self._after = after
+        self._inbox = np.empty(MAX_FRAME_BYTES, np.uint8)
+        self._outbox = np.empty(MAX_FRAME_BYTES, np.uint8)
+        self._inbox_bytes = self._inbox.data
+        self._outbox_bytes = self._outbox.data
+        self._members: dict[Epoch, Member] = {}
+        self._steppers: dict[Epoch, Stepper] = {}
+        self._holders: tuple[HotSocket, ...] = ()
+        self._wishes: deque[tuple[Epoch, Member | None]] = deque()
+        self._stopping = False
+        self.n_steps = self.n_stale = self.n_malformed = self.n_unsent = 0
+        self._thread = threading.Thread(target=self._run, name="hot", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, which dials the coordinator."""
+        self._thread.start()
+
+    def adopt(self, epoch: Epoch, member: Member) -> None:
+        """Serve frames of one more epoch; posts Joined once its HELLO frame is sent."""
+        self._wishes.append((epoch, member))
+
+    def drop(self, epoch: Epoch) -> None:
+        """Stop serving an epoch and forget its member."""
+        self._wishes.append((epoch, None))
+
+    def stop(self) -> None:
+        """Ask the thread to end after its current frame."""
+        self._stopping = True
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread's end; False if it is still inside a kernel after timeout_s."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def n_free_pages(self) -> int:
+        """KV pages per group that are free in the newest epoch."""
+        members = list(self._members.items())
+        return max(members)[1].kv.n_free_pages if members else 0
+
+    # The loop.
+
+    def _run(self) -> None:
+        if self._after is not None:
+            self._after.join()
+            self._after = None
+        context: zmq.Context[HotSocket] = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        try:
+            set_options(socket, HOT)
+            socket.setsockopt(zmq.ROUTING_ID, self._routing_id)
+            socket.setsockopt(zmq.RCVTIMEO, int(1000 * WAKE_S))
+            socket.setsockopt(zmq.SNDTIMEO, int(1000 * CONNECT_S))
+            socket.connect(self._endpoint)
+            self._holders = (socket,)
+            self._serve(socket)
+        except Exception as e:
+            # Without its hot loop an agent is of no use: dial again and start over.
+            log.exception("hot loop ended endpoint=%s", self._endpoint)
+            self._post(LinkLost(f"the hot loop failed: {e!r}"))
+        finally:
+            self._members.clear()
+            self._steppers.clear()
+            socket.close(linger=0)
+            context.term()
+
+    def _serve(self, socket: HotSocket) -> None:
+        receive, inbox, wishes = socket.recv_into, self._inbox_bytes, self._wishes
+        while not self._stopping:
+            try:
+                self._on_frame(receive(inbox))
+            except zmq.Again:
+                pass
+            except WireError as e:
+                self._drop_malformed(e)
+            while wishes:
+                self._grant(*wishes.popleft())
+
+    def _on_frame(self, n_bytes: int) -> None:
+        """Answer one frame; raises WireError if it is no frame of the hot channel."""
+        header = read_header(self._inbox_bytes, n_bytes)
+        stepper = self._steppers.get(header.epoch)
+        if stepper is None or header.run_id != self._run_id:
+            self.n_stale += 1
+            return
+        kind = header.type
+        if kind is FrameType.PING:
+            return
+        if kind is not FrameType.STEP and kind is not FrameType.KV:
+            raise WireError(f"hot frame of type {kind.name} is not for an agent")
+        try:
+            if kind is FrameType.KV:
+                self._change_contexts(header, stepper)
+                return
+            n_reply_bytes = stepper.step(header)
+            self.n_steps += 1
+        except HeadwiseError as e:
+            n_reply_bytes = self._error(header, str(e))
+        except Exception as e:
+            # The request fails with this text; the agent lives on for the next one.
+            log.exception("step failed epoch=%d layer=%d", header.epoch, header.layer)
+            n_reply_bytes = self._error(header, f"internal error: {e!r}")
+        self._send(self._outbox_bytes[:n_reply_bytes])
+
+    def _send(self, frame: memoryview) -> None:
+        for holder in self._holders:
+            try:
+                holder.send(frame)
+            except zmq.Again:
+                self.n_unsent += 1
+
+    # Everything below runs once a token or less.
+
+    def _change_contexts(self, header: Header, stepper: Stepper) -> None:
+        stepper.forget_rows()
+        start = payload_offset(header.n_rows)
+        ops = read_kv_ops(self._inbox_bytes[start : start + header.payload_bytes])
+        self._members[header.epoch].kv.apply(ops)
+
+    def _error(self, asked: Header, text: str) -> int:
+        """Write an ERROR frame about `asked` into the outbox and return its size in bytes."""
+        payload = text.encode()[:MAX_ERROR_BYTES]
+        end = HEADER_BYTES + len(payload)
+        self._write_header(FrameType.ERROR, asked.epoch, asked, len(payload))
+        self._outbox_bytes[HEADER_BYTES:end] = payload
+        return end
+
+    def _write_header(
+        self, kind: FrameType, epoch: Epoch, asked: Header | None = None, n_bytes: int = 0
+    ) -> None:
+        seq, layer, phase = (
+            (asked.seq, asked.layer, asked.phase) if asked else (Seq(0), 0, Phase.ATTENTION)
+        )
+        rank = self._members[epoch].assignment.rank
+        header = Header(
+            kind,
+            Wire.F32,
+            epoch,
+            self._run_id,
+            seq,
+            layer,
+            phase,
+            Flag.NONE,
+            rank,
+            0,
+            0,
+            0,
+            n_bytes,
+        )
+        pack_header(self._outbox_bytes, header)
+
+    def _grant(self, epoch: Epoch, member: Member | None) -> None:
+        if member is None:
+            self._members.pop(epoch, None)
+            self._steppers.pop(epoch, None)
+            return
+        self._members[epoch] = member
+        self._steppers[epoch] = Stepper(member, self._inbox, self._outbox)
+        self._write_header(FrameType.HELLO, epoch)
+        try:
+            for holder in self._holders:
+                holder.setsockopt(zmq.SNDTIMEO, int(1000 * CONNECT_S))
+                holder.send(self._outbox_bytes[:HEADER_BYTES])
+                holder.setsockopt(zmq.SNDTIMEO, int(1000 * SEND_S))
+        except zmq.Again:
+            reason = (
+                f"the hot port {self._endpoint} does not answer within {CONNECT_S:.0f} s; open it"
+            )
+            self._post(LoadFailed(epoch, reason))
+            return
+        self._post(Joined(epoch))
+
+    def _drop_malformed(self, why: WireError) -> None:
+        self.n_malformed += 1
+        if self.n_malformed & (self.n_malformed - 1) == 0:
+            log.warning("hot: dropped frame: %s (%d dropped so far)", why, self.n_malformed)

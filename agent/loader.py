@@ -1,0 +1,261 @@
+"""The bulk thread: turns assignments into members, one after the other.
+
+Finds or pulls the weights (`store`), checks them, reserves the KV pool, compiles the kernels, and
+posts Loaded. Weights stay mapped when plans come and go. Everything slow happens here, so that
+heartbeats and the hot loop go on meanwhile.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import zmq
+
+from agent.bulk import Cancelled, pull_objects
+from agent.cache import CacheEntry, is_disk_trouble
+from agent.events import Event, Loaded, LoadFailed, Progress
+from agent.ids import Epoch, ModelId
+from agent.member import Member, check_assignment, kv_shape, make_member, wanted_atoms
+from agent.messages import Ready
+from agent.pull import Wanted
+from agent.share import Assignment
+from agent.store import CacheStore, DirectoryStore, Store, find_directory
+from agent.warm import warm_kernels
+from kernels.errors import HeadwiseError, PlanError, ResourceError
+from kernels.pool import Pool
+from weights.manifest import MAX_MANIFEST_BYTES, Manifest
+
+__all__ = ["Loader", "LoaderOptions"]
+
+log = logging.getLogger(__name__)
+
+PROGRESS_S = 0.25
+MAX_REASON = 1000
+
+Context = zmq.Context[zmq.Socket[bytes]]
+
+
+class LoaderOptions(NamedTuple):
+    """Where weights may come from and go to.
+
+    `memory_bytes` is the budget that this agent offered; `cache_root` None means no disk cache.
+    """
+
+    model_dirs: tuple[Path, ...]
+    cache_root: Path | None
+    memory_bytes: int
+    n_threads: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One assignment to carry out, and where to pull from."""
+
+    assignment: Assignment
+    bulk_endpoint: str
+    cancelled: threading.Event
+
+
+class Loader:
+    """Loads members in a thread of its own.
+
+    Args:
+        context: the ZeroMQ context.
+        options: places and limits.
+        pool: worker threads that the members' kernels will use.
+        post: takes events for the control thread; called from this thread.
+    """
+
+    def __init__(
+        self, context: Context, options: LoaderOptions, pool: Pool, post: Callable[[Event], None]
+    ) -> None:
+        self._context = context
+        self._options = options
+        self._pool = pool
+        self._post = post
+        self._stores: dict[ModelId, Store] = {}
+        self._members: dict[Epoch, Member] = {}
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._current: dict[Epoch, threading.Event] = {}
+        self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
+        self._thread.start()
+
+    def load(self, assignment: Assignment, bulk_endpoint: str) -> None:
+        """Begin an assignment; ends in Loaded or LoadFailed, or silently if cancelled."""
+        cancelled = threading.Event()
+        self._current[assignment.epoch] = cancelled
+        self._jobs.put(_Job(assignment, bulk_endpoint, cancelled))
+
+    def cancel(self, epoch: Epoch) -> None:
+        """Give up an epoch that is still loading."""
+        cancelled = self._current.pop(epoch, None)
+        if cancelled is not None:
+            cancelled.set()
+
+    def take(self, epoch: Epoch) -> Member | None:
+        """Hand over a loaded member; its last reference then belongs to the caller."""
+        self._current.pop(epoch, None)
+        return self._members.pop(epoch, None)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of verified atoms that are mapped."""
+        return sum(store.resident_bytes for store in list(self._stores.values()))
+
+    def close(self, timeout_s: float) -> bool:
+        """End the thread; False if it is still busy after timeout_s."""
+        for cancelled in list(self._current.values()):
+            cancelled.set()
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            epoch = job.assignment.epoch
+            try:
+                ready = self._carry_out(job)
+                self._post(Loaded(ready))
+            except Cancelled:
+                log.info("epoch=%d loading was cancelled", epoch)
+            except HeadwiseError as e:
+                self._post(LoadFailed(epoch, str(e)))
+            except Exception as e:
+                log.exception("epoch=%d loading failed", epoch)
+                self._post(LoadFailed(epoch, f"internal error: {e!r}"[:MAX_REASON]))
+            del job
+
+    def _carry_out(self, job: _Job) -> Ready:
+        started_s = time.monotonic()
+        assignment = job.assignment
+        store = self._store(job)
+        manifest = store.manifest
+        check_assignment(assignment, manifest.geometry)
+        atoms = wanted_atoms(assignment, manifest)
+        weights_bytes = sum(a.n_bytes for a in atoms)
+        kv_bytes = kv_shape(assignment, manifest.geometry).pool_bytes
+        self._check_memory(weights_bytes, kv_bytes)
+        progress = _Progress(self._post, assignment.epoch, weights_bytes)
+
+        def pull(wanted: Sequence[Wanted], take: Callable[[Wanted, bytearray], None]) -> None:
+            base_bytes = progress.done_bytes
+            pull_objects(
+                self._context, job.bulk_endpoint, assignment.run_id, wanted, take,
+                lambda n_bytes: progress.reach(base_bytes + n_bytes), job.cancelled,
+            )  # fmt: skip
+
+        pulled_bytes = store.ensure(atoms, pull, progress.add, job.cancelled)
+        progress.finish()
+        warm_kernels(manifest.geometry, assignment.kv)
+        if job.cancelled.is_set():
+            raise Cancelled("the assignment was withdrawn")
+        member = make_member(assignment, manifest, store.weights, self._pool)
+        self._members[assignment.epoch] = member
+        seconds = time.monotonic() - started_s
+        log.info(
+            "epoch=%d loaded weights_bytes=%d kv_bytes=%d pulled_bytes=%d seconds=%.2f",
+            assignment.epoch, weights_bytes, kv_bytes, pulled_bytes, seconds,
+        )  # fmt: skip
+        return Ready(assignment.epoch, weights_bytes, kv_bytes, pulled_bytes, seconds)
+
+    def _check_memory(self, weights_bytes: int, kv_bytes: int) -> None:
+        offered = self._options.memory_bytes
+        if weights_bytes + kv_bytes > offered:
+            raise ResourceError(
+                f"the plan asks for {weights_bytes} bytes of weights and {kv_bytes} of KV but "
+                f"this agent offers {offered} bytes; plan with more agents or a shorter context"
+            )
+
+    def _store(self, job: _Job) -> Store:
+        """Return the place of the assignment's model, opened once per model."""
+        model_id = job.assignment.model_id
+        store = self._stores.get(model_id)
+        if store is None:
+            # Another model takes the place of the former one: a board serves one at a time.
+            self._stores.clear()
+            store = self._stores[model_id] = self._open_store(job)
+        return store
+
+    def _open_store(self, job: _Job) -> Store:
+        model_id, options = job.assignment.model_id, self._options
+        if len(model_id) != 32 or not set(model_id) <= set("0123456789abcdef"):
+            raise PlanError(f"assignment names model {model_id!r}, which is no hash")
+        directory = find_directory(options.model_dirs, model_id)
+        if directory is not None:
+            log.info("model=%s directory=%s", model_id, directory.directory)
+            return DirectoryStore(directory, options.n_threads)
+        entry = self._open_entry(model_id)
+        manifest = entry.read_manifest() if entry is not None else None
+        if manifest is None:
+            data = self._pull_manifest(job)
+            manifest = Manifest.parse(data)
+            entry = _keep_manifest(entry, data)
+        return CacheStore(manifest, entry, options.memory_bytes, options.n_threads)
+
+    def _open_entry(self, model_id: ModelId) -> CacheEntry | None:
+        if self._options.cache_root is None:
+            return None
+        try:
+            return CacheEntry(self._options.cache_root, model_id)
+        except OSError as e:
+            if not is_disk_trouble(e):
+                raise
+            log.warning("cache %s cannot be used: %s", self._options.cache_root, e)
+            return None
+
+    def _pull_manifest(self, job: _Job) -> bytes:
+        n_bytes = job.assignment.manifest_bytes
+        if not 1 <= n_bytes <= MAX_MANIFEST_BYTES:
+            raise PlanError(f"assignment announces a manifest of {n_bytes} bytes")
+        pulled: list[bytes] = []
+        wanted = Wanted(job.assignment.model_id, n_bytes, "the manifest")
+        pull_objects(
+            self._context, job.bulk_endpoint, job.assignment.run_id, [wanted],
+            lambda _, data: pulled.append(bytes(data)), lambda _: None, job.cancelled,
+        )  # fmt: skip
+        return pulled[0]
+
+
+def _keep_manifest(entry: CacheEntry | None, data: bytes) -> CacheEntry | None:
+    if entry is None:
+        return None
+    try:
+        entry.write_manifest(data)
+    except OSError as e:
+        if not is_disk_trouble(e):
+            raise
+        log.warning("cache %s cannot be written: %s", entry.directory, e)
+        return None
+    return entry
+
+
+class _Progress:
+    """Posts how far loading is, a few times a second."""
+
+    def __init__(self, post: Callable[[Event], None], epoch: Epoch, total_bytes: int) -> None:
+        self._post = post
+        self._epoch = epoch
+        self._total_bytes = total_bytes
+        self._posted_s = 0.0
+        self.done_bytes = 0
+
+    def add(self, n_bytes: int) -> None:
+        """Count bytes that are on the board."""
+        self.reach(self.done_bytes + n_bytes)
+
+    def reach(self, done_bytes: int) -> None:
+        """Set how many bytes are on the board."""
+        self.done_bytes = done_bytes
+        now_s = time.monotonic()
+        if now_s - self._posted_s >= PROGRESS_S:
+            self._posted_s = now_s
+            self._post(Progress(self._epoch, done_bytes, self._total_bytes))
+
+    def finish(self) -> None:
+        """Post that all is there."""
+        self._post(Progress(self._epoch, self._total_bytes, self._total_bytes))

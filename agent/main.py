@@ -1,0 +1,117 @@
+"""`headwise agent`: one board joins a cluster."""
+
+import argparse
+import logging
+import os
+import random
+import secrets
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from agent.address import check_name, parse_address
+from agent.cache import default_cache_root
+from agent.ids import InstanceId
+from agent.loader import LoaderOptions
+from agent.messages import Hello
+from agent.resources import (
+    available_memory_bytes,
+    check_this_platform,
+    describe_machine,
+    memory_budget_bytes,
+    usable_cores,
+)
+from agent.session import Session
+from agent.shell import parse_size_bytes, run_verb
+from agent.versions import our_versions
+from kernels.errors import InputError
+
+__all__ = ["add_arguments", "main", "run"]
+
+log = logging.getLogger(__name__)
+
+MAX_THREADS = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add = parser.add_argument
+    add("--coordinator", required=True, metavar="tcp://HOST:PORT", help="whom to dial")
+    add("--name", help="this agent's name; default: the host name")
+    add("--threads", type=int, help="kernel threads; default: the usable cores")
+    add("--memory", type=parse_size_bytes, metavar="SIZE", help="most memory to offer, as 512M")
+    add(
+        "--model-dir", type=Path, action="append", default=[], metavar="DIR",
+        help="model directory, or a directory of them, to map weights from; repeatable",
+    )  # fmt: skip
+    add("--cache-dir", type=Path, metavar="DIR", help="where pulled weights are kept")
+    add("--leave-with-fd", type=int, metavar="N", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to leave; returns the exit code.
+
+    Raises:
+        HeadwiseError: wrong arguments, or a machine that cannot be an agent.
+    """
+    check_this_platform()
+    if args.leave_with_fd is not None:
+        _leave_with(args.leave_with_fd)
+    address = parse_address(args.coordinator)
+    name = check_name(args.name or socket.gethostname().split(".")[0])
+    n_cores = usable_cores()
+    n_threads = _check_threads(n_cores if args.threads is None else args.threads)
+    # Numba takes a second to import: nobody should wait for it to learn of a typing error.
+    from agent.runtime import Runtime
+    from agent.speed import measure_bytes_per_s
+
+    bytes_per_s = measure_bytes_per_s(n_threads)
+    memory_bytes = memory_budget_bytes(available_memory_bytes(), args.memory)
+    hello = Hello(
+        name, InstanceId(secrets.token_hex(8)), our_versions(), n_cores, n_threads, memory_bytes,
+        bytes_per_s, describe_machine(),
+    )  # fmt: skip
+    cache_root = args.cache_dir or default_cache_root()
+    options = LoaderOptions(tuple(args.model_dir), cache_root, memory_bytes, n_threads)
+    log.info("agent=%s memory_bytes=%d bytes_per_s=%.3g", name, memory_bytes, bytes_per_s)
+    session = Session(hello, str(address), random.Random())
+    ended = Runtime(hello, address, options, session).run()
+    log.info("agent=%s ends: %s", name, ended.reason)
+    if ended.code:
+        print(f"error: {ended.reason}", file=sys.stderr)
+    if not ended.clean:
+        # A thread is inside a kernel or a compiler. Nothing that it may be writing is harmed by
+        # a torn end (see `cache`), so the process ends without it.
+        sys.stderr.flush()
+        os._exit(ended.code)
+    return ended.code
+
+
+def _check_threads(n_threads: int) -> int:
+    if not 1 <= n_threads <= MAX_THREADS:
+        raise InputError(f"--threads {n_threads}; 1 to {MAX_THREADS} are possible")
+    return n_threads
+
+
+def _leave_with(fd: int) -> None:
+    """End this process when the pipe `fd` closes: whoever started it has died."""
+    try:
+        os.fstat(fd)
+    except OSError as e:
+        raise InputError(f"--leave-with-fd {fd} is no open file ({e.strerror})") from e
+
+    def watch() -> None:
+        while True:
+            try:
+                if not os.read(fd, 1):
+                    os._exit(0)
+            except OSError:
+                os._exit(0)
+
+    threading.Thread(target=watch, name="leave", daemon=True).start()
+
+
+def main() -> int:
+    """Run the verb as a script."""
+    return run_verb("headwise agent", "Join a cluster with this board.", (add_arguments, run))

@@ -1,0 +1,272 @@
+"""One agent process: the control thread, which owns the control socket and everything's life.
+
+Turns socket, signals and clock into events of `session` and carries its actions out, with the
+hot loop and the loader as its hands.
+"""
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType as PythonFrame
+from typing import NamedTuple
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from agent.address import Address, resolve, routing_id
+from agent.events import (
+    Action,
+    Adopt,
+    CancelLoad,
+    CloseHot,
+    Dial,
+    Drop,
+    Event,
+    Exit,
+    HangUp,
+    LinkLost,
+    LinkUp,
+    Load,
+    LoadFailed,
+    OpenHot,
+    Received,
+    Send,
+    SendHeartbeat,
+    Stop,
+    Tick,
+    Warn,
+)
+from agent.hot import HotLoop
+from agent.ids import Epoch
+from agent.loader import Loader, LoaderOptions
+from agent.mailbox import Mailbox
+from agent.messages import Heartbeat, Hello, Welcome, decode_coordinator_message, encode
+from agent.resources import available_memory_bytes
+from agent.session import Session
+from agent.sockets import CONTROL, set_options
+from kernels.errors import RemoteError, WireError
+from kernels.pool import Pool
+
+__all__ = ["Ended", "Runtime"]
+
+log = logging.getLogger(__name__)
+
+LINGER_MS = 500
+STOP_S = 0.7
+MAX_POLL_S = 1.0
+
+Socket = zmq.Socket[bytes]
+
+
+class Ended(NamedTuple):
+    """How the process ends; `clean` is False while a thread is still inside a kernel."""
+
+    code: int
+    reason: str
+    clean: bool
+
+
+class Runtime:
+    """Runs an agent until somebody ends it.
+
+    Args:
+        hello: what this agent says of itself.
+        coordinator: where to dial.
+        options: for the loader.
+        session: the state machine, fresh.
+    """
+
+    def __init__(
+        self, hello: Hello, coordinator: Address, options: LoaderOptions, session: Session
+    ) -> None:
+        self._hello = hello
+        self._coordinator = coordinator
+        self._session = session
+        self._mailbox = Mailbox()
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self._pool = Pool(hello.n_threads)
+        self._loader = Loader(self._context, options, self._pool, self._mailbox.post)
+        self._routing_id = routing_id(hello.name, hello.instance_id)
+        self._peer = coordinator
+        self._n_dials = 0
+        self._bulk_endpoint = ""
+        self._socket: Socket | None = None
+        self._monitor: Socket | None = None
+        self._hot: HotLoop | None = None
+        self._last_hot: HotLoop | None = None
+        self._ended: Exit | None = None
+
+    def run(self) -> Ended:
+        """Serve until SIGTERM, SIGINT, a refusal or a SHUTDOWN that says leave."""
+        with self._signals():
+            while self._ended is None:
+                for event in self._wait():
+                    self._handle(event)
+                self._handle(Tick())
+        self._close_hot()
+        clean = self._loader.close(STOP_S)
+        clean = (self._last_hot is None or self._last_hot.join(STOP_S)) and clean
+        self._hang_up()
+        if clean:
+            self._pool.close()
+            self._context.term()
+            self._mailbox.close()
+        return Ended(self._ended.code, self._ended.reason, clean)
+
+    # Events.
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGTERM and SIGINT into Stop events, and let them wake the poller."""
+
+        def on_signal(number: int, frame: PythonFrame | None) -> None:
+            self._mailbox.post(Stop(signal.Signals(number).name))
+
+        before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+        wake_fd = signal.set_wakeup_fd(self._mailbox.wake_fd, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wake_fd)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _wait(self) -> Iterator[Event]:
+        """Wait for events, at most until the session wants a Tick, and yield them."""
+        poller = zmq.Poller()
+        poller.register(self._mailbox.fd, zmq.POLLIN)
+        sockets = [s for s in (self._socket, self._monitor) if s is not None]
+        for socket in sockets:
+            poller.register(socket, zmq.POLLIN)
+        wait_s = min(max(0.0, self._session.next_due_s() - time.monotonic()), MAX_POLL_S)
+        ready = dict(poller.poll(int(1000 * wait_s) + 1))
+        yield from self._mailbox.take_nowait()
+        if self._socket in ready:
+            yield from self._receive(self._socket)
+        if self._monitor in ready:
+            yield from self._look_at_link(self._monitor)
+
+    def _receive(self, socket: Socket | None) -> Iterator[Event]:
+        # Another event of this round may have closed the socket.
+        while socket is not None and socket is self._socket:
+            try:
+                parts = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                if len(parts) != 1:
+                    raise WireError(f"control message of {len(parts)} parts")
+                yield Received(decode_coordinator_message(parts[0]))
+            except WireError as e:
+                log.warning("control: dropped a message: %s", e)
+
+    def _look_at_link(self, monitor: Socket | None) -> Iterator[Event]:
+        while monitor is not None and monitor is self._monitor:
+            try:
+                event = recv_monitor_message(monitor, zmq.NOBLOCK)["event"]
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                yield LinkUp()
+            elif event == zmq.EVENT_DISCONNECTED:
+                yield LinkLost("the connection closed")
+
+    # Actions.
+
+    def _handle(self, event: Event) -> None:
+        for action in self._session.on_event(event, time.monotonic()):
+            self._carry_out(action)
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Send(message):
+                self._send(encode(message))
+            case SendHeartbeat(epoch):
+                self._send(encode(self._heartbeat(epoch)))
+            case Dial():
+                self._dial()
+            case HangUp():
+                self._hang_up()
+            case OpenHot(welcome):
+                self._open_hot(welcome)
+            case CloseHot():
+                self._close_hot()
+            case Load(assignment):
+                self._loader.load(assignment, self._bulk_endpoint)
+            case CancelLoad(epoch):
+                self._loader.cancel(epoch)
+            case Adopt(epoch):
+                self._adopt(epoch)
+            case Drop(epoch):
+                self._drop(epoch)
+            case Warn(text):
+                log.warning("%s", text)
+            case Exit():
+                self._ended = self._ended or action
+
+    def _send(self, data: bytes) -> None:
+        try:
+            if self._socket is not None:
+                self._socket.send(data, zmq.NOBLOCK)
+        except zmq.Again:
+            # The monitor tells the session that the link is gone.
+            log.info("control: a message found no link")
+
+    def _heartbeat(self, epoch: Epoch) -> Heartbeat:
+        hot = self._hot
+        return Heartbeat(
+            progress=hot.n_steps if hot else 0,
+            memory_available_bytes=available_memory_bytes(),
+            resident_bytes=self._loader.resident_bytes,
+            kv_free_pages=hot.n_free_pages if hot else 0,
+            epoch=epoch,
+        )
+
+    def _dial(self) -> None:
+        self._hang_up()
+        try:
+            self._peer = resolve(self._coordinator, self._n_dials)
+        except RemoteError as e:
+            self._mailbox.post(LinkLost(str(e)))
+            return
+        self._n_dials += 1
+        self._socket = self._context.socket(zmq.DEALER)
+        set_options(self._socket, CONTROL)
+        self._socket.setsockopt(zmq.ROUTING_ID, self._routing_id)
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self._monitor = self._socket.get_monitor_socket(events)
+        self._socket.connect(str(self._peer))
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.disable_monitor()
+            self._socket.close(linger=LINGER_MS)
+        self._socket = self._monitor = None
+
+    def _open_hot(self, welcome: Welcome) -> None:
+        self._bulk_endpoint = str(self._peer._replace(port=welcome.bulk_port))
+        endpoint = str(self._peer._replace(port=welcome.hot_port))
+        self._hot = HotLoop(
+            endpoint, self._routing_id, welcome.run_id, self._mailbox.post, after=self._last_hot
+        )
+        self._last_hot = self._hot
+        self._hot.start()
+
+    def _close_hot(self) -> None:
+        hot, self._hot = self._hot, None
+        if hot is not None:
+            hot.stop()
+
+    def _adopt(self, epoch: Epoch) -> None:
+        member = self._loader.take(epoch)
+        if member is None or self._hot is None:
+            self._mailbox.post(LoadFailed(epoch, "the hot link closed while loading"))
+        else:
+            self._hot.adopt(epoch, member)
+
+    def _drop(self, epoch: Epoch) -> None:
+        self._loader.take(epoch)
+        if self._hot is not None:
+            self._hot.drop(epoch)

@@ -1,0 +1,223 @@
+"""The agent's side of the control channel as a state machine: events in, actions out.
+
+    WAITING --(retry time)--> DIALLING --(Welcome)--> JOINED --(link lost)--> WAITING
+
+An agent serves one run of one coordinator. When the link breaks it stops computing and frees its
+KV, keeps its weights mapped, and dials again with a new socket and a new HELLO, for ever. Pure:
+`runtime` turns sockets, signals and the clock into events and carries the actions out.
+"""
+
+import random
+from enum import Enum
+
+from agent.events import (
+    Action,
+    Adopt,
+    CancelLoad,
+    CloseHot,
+    Dial,
+    Drop,
+    Event,
+    Exit,
+    HangUp,
+    Joined,
+    LinkLost,
+    LinkUp,
+    Load,
+    Loaded,
+    LoadFailed,
+    OpenHot,
+    Progress,
+    Received,
+    Send,
+    SendHeartbeat,
+    Stop,
+    Tick,
+    Warn,
+)
+from agent.ids import Epoch, RunId
+from agent.messages import (
+    Assignment,
+    Bye,
+    CoordinatorMessage,
+    Failed,
+    Hello,
+    Loading,
+    Ready,
+    Refused,
+    Release,
+    Shutdown,
+    Versions,
+    Welcome,
+)
+
+__all__ = ["Link", "Session"]
+
+MIN_RETRY_S = 0.2
+MAX_RETRY_S = 5.0
+# How long a dial may take until WELCOME; then the host name is resolved anew.
+DIAL_S = 5.0
+MAX_EPOCHS = 2
+
+
+class Link(Enum):
+    """Where the control link stands."""
+
+    WAITING = 0
+    DIALLING = 1
+    JOINED = 2
+
+
+class Session:
+    """State of one agent process towards its coordinator.
+
+    Args:
+        hello: what to say after dialling.
+        coordinator: the address, for texts.
+        rng: spreads the retries of many agents.
+    """
+
+    def __init__(self, hello: Hello, coordinator: str, rng: random.Random) -> None:
+        self._hello = hello
+        self._coordinator = coordinator
+        self._rng = rng
+        self.link = Link.WAITING
+        self._retry_s = MIN_RETRY_S
+        self._due_s = 0.0
+        self._heartbeat_s = 1.0
+        self._run_id = RunId(0)
+        self._loading: Epoch | None = None
+        self._loaded: dict[Epoch, Ready] = {}
+        self._newest = Epoch(0)
+
+    def next_due_s(self) -> float:
+        """Return the time by which the next Tick is wanted."""
+        return self._due_s
+
+    def on_event(self, event: Event, now_s: float) -> list[Action]:
+        """Take one event and return what to do about it, in order."""
+        match event:
+            case Tick():
+                return self._on_tick(now_s)
+            case LinkUp() if self.link is Link.DIALLING:
+                return [Send(self._hello)]
+            case LinkLost(reason) if self.link is not Link.WAITING:
+                return self._give_up(
+                    f"lost the coordinator at {self._coordinator}: {reason}", now_s
+                )
+            case Received(message):
+                return self._on_message(message, now_s)
+            case Stop(reason):
+                bye: list[Action] = [Send(Bye(reason))] if self.link is Link.JOINED else []
+                return [*bye, Exit(0, reason)]
+        return self._on_loader(event)
+
+    def _on_tick(self, now_s: float) -> list[Action]:
+        if now_s < self._due_s:
+            return []
+        if self.link is Link.WAITING:
+            self.link = Link.DIALLING
+            self._due_s = now_s + DIAL_S
+            return [Dial()]
+        if self.link is Link.DIALLING:
+            return self._give_up(
+                f"no answer from the coordinator at {self._coordinator} within {DIAL_S:.0f} s; is "
+                f"it running there, and is its port open? Trying again",
+                now_s,
+            )
+        self._due_s = now_s + self._heartbeat_s
+        return [SendHeartbeat(max(self._loaded, default=Epoch(0)))]
+
+    def _on_loader(self, event: Event) -> list[Action]:
+        match event:
+            case Progress(epoch, done_bytes, total_bytes) if epoch == self._loading:
+                return [Send(Loading(epoch, done_bytes, total_bytes))]
+            case Loaded(ready) if ready.epoch == self._loading:
+                self._loading = None
+                self._loaded[ready.epoch] = ready
+                return [Adopt(ready.epoch)]
+            case Loaded(ready):
+                return [Drop(ready.epoch)]
+            case Joined(epoch) if epoch in self._loaded:
+                return [Send(self._loaded[epoch])]
+            case LoadFailed(epoch, reason) if epoch == self._loading or epoch in self._loaded:
+                self._loading = None if epoch == self._loading else self._loading
+                self._loaded.pop(epoch, None)
+                return [Drop(epoch), Send(Failed(epoch, reason))]
+        return []
+
+    def _on_message(self, message: CoordinatorMessage, now_s: float) -> list[Action]:
+        if self.link is Link.WAITING:
+            return []
+        match message:
+            case Welcome() if self.link is Link.DIALLING:
+                return self._on_welcome(message, now_s)
+            case Refused(reason, retry):
+                text = f"the coordinator at {self._coordinator} refused this agent: {reason}"
+                if not retry:
+                    return [Exit(1, text)]
+                self._retry_s = MAX_RETRY_S
+                return self._give_up(text, now_s)
+            case Shutdown(reason, leave):
+                if leave:
+                    return [Exit(0, reason)]
+                return self._give_up(f"the coordinator ended its run: {reason}", now_s)
+            case Assignment() if self.link is Link.JOINED:
+                return self._on_assignment(message)
+            case Release(epoch) if self.link is Link.JOINED:
+                self._loaded.pop(epoch, None)
+                if epoch == self._loading:
+                    self._loading = None
+                    return [CancelLoad(epoch)]
+                return [Drop(epoch)]
+        return []
+
+    def _on_welcome(self, welcome: Welcome, now_s: float) -> list[Action]:
+        mismatch = _version_mismatch(self._hello.versions, welcome.versions)
+        if mismatch:
+            return [Exit(1, f"{mismatch}; install the same headwise release on both sides")]
+        self.link = Link.JOINED
+        self._retry_s = MIN_RETRY_S
+        self._run_id = welcome.run_id
+        # A hostile or broken WELCOME must not stop heartbeats or send them without pause.
+        self._heartbeat_s = min(max(welcome.heartbeat_s, 0.05), 10.0)
+        self._due_s = now_s + self._heartbeat_s
+        return [OpenHot(welcome)]
+
+    def _on_assignment(self, assignment: Assignment) -> list[Action]:
+        epoch = assignment.epoch
+        if assignment.run_id != self._run_id or epoch <= self._newest:
+            reason = f"epoch {epoch} of run {assignment.run_id:#x} is not newer than what is here"
+            return [Send(Failed(epoch, reason))]
+        if len(self._loaded) >= MAX_EPOCHS:
+            reason = f"{len(self._loaded)} epochs are held already; release one first"
+            return [Send(Failed(epoch, reason))]
+        superseded = [] if self._loading is None else [CancelLoad(self._loading)]
+        self._loading = self._newest = epoch
+        return [*superseded, Load(assignment)]
+
+    def _give_up(self, why: str, now_s: float) -> list[Action]:
+        """Leave the link and everything that belongs to its run, and dial again later."""
+        actions: list[Action] = [Warn(why)]
+        if self._loading is not None:
+            actions.append(CancelLoad(self._loading))
+        if self.link is Link.JOINED:
+            actions.append(CloseHot())
+        self._loading, self._newest = None, Epoch(0)
+        self._loaded.clear()
+        self.link = Link.WAITING
+        self._due_s = now_s + self._retry_s * self._rng.uniform(0.5, 1.0)
+        self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
+        return [*actions, HangUp()]
+
+
+def _version_mismatch(ours: Versions, theirs: Versions) -> str:
+    """Return what keeps two releases from working together, or ""."""
+    for name in ("protocol", "layout", "numerics"):
+        a, b = getattr(ours, name), getattr(theirs, name)
+        if a != b:
+            return (
+                f"this agent ({ours.software}) has {name} version {a}, the coordinator "
+                f"({theirs.software}) {b}"
+            )
+    return ""

@@ -1,0 +1,241 @@
+"""From a STEP frame to its reply: the few lines of Python around the kernels of one member.
+
+Works between two fixed buffers, the frame that came and the frame that goes, through NumPy views
+made once per number of rows. Replies carry no row table (n_rows = 0): `seq` says what they
+answer. Rows of attention are idempotent: a repeated STEP writes the same keys and values at the
+same positions. Does not know sockets (`hot`).
+
+    ATTENTION, MLP   x -> PARTIAL (n_rows, D)
+    VOCAB            x, sampler block -> TOP, or LOGITS
+    STAGE            x -> RESIDUAL (n_rows, D)
+    STAGE + VOCAB_AFTER   x, sampler block of the last n_vocab_rows rows -> TOP or LOGITS, or an
+                     empty RESIDUAL if no row wants the vocabulary
+"""
+
+from time import perf_counter_ns
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.frames import (
+    HEADER_BYTES,
+    Flag,
+    FrameType,
+    Header,
+    Phase,
+    Wire,
+    pack_header,
+    payload_offset,
+)
+from agent.member import Member
+from agent.vocab_answer import VocabAnswer
+from agent.vocab_payload import SamplerRow, read_sampler_rows
+from kernels.errors import WireError
+from kernels.exchange import decode_f16, encode_f16
+
+__all__ = ["Stepper"]
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+MAX_BUSY_US = 2**32 - 1
+
+
+class _Views(NamedTuple):
+    """Arrays over the two buffers and the scratch, for one number of rows and one wire type.
+
+    `x_wire` and `out_wire` are flat uint16; with f32 on the wire they are empty, and `x` and
+    `out` lie in the buffers themselves.
+    """
+
+    rows: npt.NDArray[np.uint32]
+    row_bytes: memoryview
+    slots: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
+    x_wire: npt.NDArray[np.uint16]
+    x: F32
+    out: F32
+    out_wire: npt.NDArray[np.uint16]
+    x_bytes: int
+
+
+class Stepper:
+    """Runs the steps of one member.
+
+    Args:
+        member: whose atoms.
+        inbox: (MAX_FRAME_BYTES,) uint8, where frames are received.
+        outbox: (MAX_FRAME_BYTES,) uint8, where replies are written.
+    """
+
+    def __init__(self, member: Member, inbox: U8, outbox: U8) -> None:
+        self._member = member
+        self._kernels = member.kernels
+        self._kv = member.kv
+        self._rank = member.assignment.rank
+        self._max_rows = member.assignment.max_rows
+        self._inbox = inbox
+        self._outbox = outbox
+        self._inbox_bytes = inbox.data
+        self._outbox_bytes = outbox.data
+        shape = (self._max_rows, member.geometry.hidden_size)
+        self._x = np.zeros(shape, np.float32)
+        self._out = np.zeros(shape, np.float32)
+        self._slots = np.zeros(self._max_rows, np.int32)
+        self._positions = np.zeros(self._max_rows, np.int32)
+        self._views: dict[tuple[int, Wire], _Views] = {}
+        self._last_rows = b""
+        self._vocab = VocabAnswer(member, outbox)
+
+    def forget_rows(self) -> None:
+        """Drop what is remembered of the last row table; contexts have changed."""
+        self._last_rows = b""
+
+    def step(self, header: Header) -> int:
+        """Run the STEP in the inbox and write its reply into the outbox.
+
+        Returns:
+            The reply's size in bytes.
+
+        Raises:
+            WireError: rows, layer or payload that do not fit the member.
+            ResourceError: no KV page is free.
+        """
+        n_rows = header.n_rows
+        if not 0 < n_rows <= self._max_rows:
+            raise WireError(f"STEP of {n_rows} rows; the plan allows 1 to {self._max_rows}")
+        views = self._views.get((n_rows, header.wire)) or self._make_views(n_rows, header.wire)
+        phase = header.phase
+        n_vocab_rows = header.n_vocab_rows if phase >= Phase.VOCAB else 0
+        n_over = header.payload_bytes - views.x_bytes
+        if n_over < 0 or (n_over and not n_vocab_rows):
+            raise WireError(
+                f"STEP payload has {header.payload_bytes} bytes; {n_rows} rows of x take "
+                f"{views.x_bytes}"
+            )
+        if phase is Phase.VOCAB:
+            return self._vocab_step(header, views)
+        if phase is Phase.STAGE:
+            return self._stage_step(header, views)
+        return self._half_layer(header, views)
+
+    def _half_layer(self, header: Header, views: _Views) -> int:
+        """Turn x into this member's partial sum of one phase of one layer."""
+        layer = self._member.layer_index.get(header.layer)
+        if layer is None:
+            raise WireError(f"layer {header.layer} is not in this member's stage")
+        self._begin(views)
+        f16 = header.wire is Wire.F16
+        started_ns = perf_counter_ns()
+        if f16:
+            decode_f16(views.x_wire, views.x)
+        if header.phase is Phase.ATTENTION:
+            self._kernels.attention(layer, views.x, views.out)
+        else:
+            self._kernels.mlp(layer, views.x, views.out)
+        if f16:
+            encode_f16(views.out, views.out_wire)
+        return self._reply(header, FrameType.PARTIAL, views.x_bytes, started_ns)
+
+    def _stage_step(self, header: Header, views: _Views) -> int:
+        """Turn x into the residual after the stage's layers, or take it on to the vocabulary."""
+        if not self._member.holds_stage:
+            raise WireError("STAGE asked of a member that does not hold all atoms of its layers")
+        vocab_after = header.flags is Flag.VOCAB_AFTER
+        if vocab_after and not len(self._member.vocab_ids):
+            raise WireError("VOCAB_AFTER asked of a member that holds no vocabulary")
+        if header.n_vocab_rows and not vocab_after:
+            raise WireError("STAGE names vocab rows without VOCAB_AFTER")
+        samplers = self._samplers(header, views) if header.n_vocab_rows else []
+        self._begin(views)
+        f16 = header.wire is Wire.F16
+        started_ns = perf_counter_ns()
+        if f16:
+            decode_f16(views.x_wire, views.x)
+        self._kernels.run_layers(views.x)
+        if samplers:
+            kind, n_bytes = self._vocab.answer(self._tail(views, len(samplers)), samplers)
+            return self._reply(header, kind, n_bytes, started_ns)
+        if vocab_after:
+            return self._reply(header, FrameType.RESIDUAL, 0, started_ns)
+        if f16:
+            encode_f16(views.x, views.out_wire)
+        else:
+            views.out[:] = views.x
+        return self._reply(header, FrameType.RESIDUAL, views.x_bytes, started_ns)
+
+    def _vocab_step(self, header: Header, views: _Views) -> int:
+        """Turn x into the best candidates, or all logits, of this member's vocab rows."""
+        if header.n_vocab_rows != header.n_rows or not len(self._member.vocab_ids):
+            raise WireError(
+                f"VOCAB step with {header.n_vocab_rows} vocab rows of {header.n_rows}, for a "
+                f"member with {len(self._member.vocab_ids)} rows of the vocabulary"
+            )
+        samplers = self._samplers(header, views)
+        self._begin(views)
+        started_ns = perf_counter_ns()
+        if header.wire is Wire.F16:
+            decode_f16(views.x_wire, views.x)
+        kind, n_bytes = self._vocab.answer(views.x, samplers)
+        return self._reply(header, kind, n_bytes, started_ns)
+
+    def _samplers(self, header: Header, views: _Views) -> list[SamplerRow]:
+        start = payload_offset(header.n_rows)
+        block = self._inbox_bytes[start + views.x_bytes : start + header.payload_bytes]
+        samplers = read_sampler_rows(block, header.n_vocab_rows)
+        self._vocab.check(samplers)
+        return samplers
+
+    def _begin(self, views: _Views) -> None:
+        """Take over the row table, unless it is the one of the last phase."""
+        if views.row_bytes == self._last_rows:
+            return
+        self._last_rows = b""
+        self._kv.prepare(views.rows, views.slots)
+        views.positions[:] = views.rows[:, 1]
+        self._kernels.begin(views.slots, views.positions)
+        self._last_rows = bytes(views.row_bytes)
+
+    def _tail(self, views: _Views, n_rows: int) -> F32:
+        """Return the last rows of x after telling the kernels that only these go on."""
+        if n_rows < len(views.x):
+            self._last_rows = b""
+            self._kernels.begin(views.slots[-n_rows:], views.positions[-n_rows:])
+        return views.x[-n_rows:]
+
+    def _reply(self, asked: Header, kind: FrameType, n_bytes: int, started_ns: int) -> int:
+        busy_us = min((perf_counter_ns() - started_ns) // 1000, MAX_BUSY_US)
+        pack_header(
+            self._outbox_bytes,
+            Header(
+                kind, asked.wire, asked.epoch, asked.run_id, asked.seq, asked.layer, asked.phase,
+                Flag.NONE, self._rank, 0, 0, busy_us, n_bytes,
+            ),
+        )  # fmt: skip
+        return HEADER_BYTES + n_bytes
+
+    def _make_views(self, n_rows: int, wire: Wire) -> _Views:
+        d = self._member.geometry.hidden_size
+        start, n = payload_offset(n_rows), n_rows * d
+        itemsize = 2 if wire is Wire.F16 else 4
+        x_raw = self._inbox[start : start + itemsize * n]
+        out_raw = self._outbox[HEADER_BYTES : HEADER_BYTES + itemsize * n]
+        if wire is Wire.F16:
+            x_wire, out_wire = x_raw.view(np.uint16), out_raw.view(np.uint16)
+            x, out = self._x[:n_rows], self._out[:n_rows]
+        else:
+            x_wire = out_wire = np.empty(0, np.uint16)
+            x, out = (raw.view(np.float32).reshape(n_rows, d) for raw in (x_raw, out_raw))
+        views = self._views[n_rows, wire] = _Views(
+            rows=self._inbox[HEADER_BYTES:start].view(np.uint32).reshape(n_rows, 2),
+            row_bytes=self._inbox_bytes[HEADER_BYTES:start],
+            slots=self._slots[:n_rows],
+            positions=self._positions[:n_rows],
+            x_wire=x_wire,
+            x=x,
+            out=out,
+            out_wire=out_wire,
+            x_bytes=itemsize * n,
+        )
+        return views

@@ -1,0 +1,58 @@
+"""Arrays in, arrays out: the arithmetic of a decoder-only model for one member of a plan.
+
+Knows weights in canonical tiles, activations, KV pages and worker threads. Does not know
+models, files or sockets. Shapes use the glossary of docs/architecture.md: D hidden size, H query
+heads, G KV heads, d head dimension, F MLP columns, L layers, V vocabulary, T tokens in context.
+
+Importing this package only chooses where numba keeps compiled kernels; numba itself is imported
+by the kernel modules.
+"""
+
+import hashlib
+import os
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+__all__: list[str] = []
+
+
+def _cache_key() -> str:
+    """Return a key that changes with every kernel source and numba version.
+
+    Numba does not notice edits of a callee in another module, so the directory has to.
+    """
+    key = hashlib.blake2b(version("numba").encode(), digest_size=8)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        key.update(source.name.encode() + b"\0" + source.read_bytes())
+    return key.hexdigest()
+
+
+def _private_directory(path: Path) -> bool:
+    """Create `path` if need be and tell whether only we can write into it.
+
+    Cached kernels are pickles: a directory that others can write to would let them run code.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = path.stat()
+    except OSError:
+        return False
+    private = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return private and os.access(path, os.W_OK)
+
+
+def _choose_cache_directory() -> str:
+    """Return a directory for compiled kernels that this user alone can write."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    in_home = Path(base) / "headwise" / "numba" / _cache_key()
+    if _private_directory(in_home):
+        return str(in_home)
+    in_temp = Path(tempfile.gettempdir()) / f"headwise-{os.getuid()}" / _cache_key()
+    if _private_directory(in_temp.parent) and _private_directory(in_temp):
+        return str(in_temp)
+    return tempfile.mkdtemp(prefix="headwise-")
+
+
+if not os.environ.get("NUMBA_CACHE_DIR"):
+    os.environ["NUMBA_CACHE_DIR"] = _choose_cache_directory()

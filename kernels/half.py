@@ -1,0 +1,74 @@
+"""float16 numbers kept as uint16 bits, in integer arithmetic that every CPU has.
+
+Rounds to nearest, ties to even; subnormals and infinities are exact, NaN stays NaN.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from kernels.jit import inner
+from kernels.lowering import operation
+
+__all__ = ["bits_of", "float_of", "from_half", "to_half"]
+
+# Every literal is a typed scalar: numba widens mixed widths to int64, NumPy warns on overflow.
+U32 = np.uint32
+_MAGNITUDE = U32(0x7FFFFFFF)
+_TOO_LARGE = U32(0x47800000)  # 65536.0, the first number past every rounding to 65504
+_INFINITY = U32(0x7F800000)
+_SMALLEST_NORMAL = U32(113 << 23)  # 2 ** -14
+_REBIAS = U32(112 << 23)
+_TINY_MAGIC = U32(126 << 23)  # 0.5: its last mantissa bit weighs as much as half's smallest step
+
+
+def float_of(bits: Any) -> Any:
+    """Return the float32 with these uint32 bits."""
+    return bits.view(np.float32)
+
+
+def bits_of(x: Any) -> Any:
+    """Return the uint32 bits of a float32."""
+    return x.view(np.uint32)
+
+
+@operation(float_of, types.float32, types.Integer)
+def _float_of(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.bitcast(args[0], ir.FloatType())
+
+
+@operation(bits_of, types.uint32, types.Float)
+def _bits_of(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.bitcast(args[0], ir.IntType(32))
+
+
+@inner
+def to_half(x: Any) -> Any:
+    """Return the float16 bits (uint16) nearest to a float32."""
+    bits = bits_of(x)
+    m = U32(bits & _MAGNITUDE)
+    if m >= _TOO_LARGE:
+        h = U32(0x7E00) if m > _INFINITY else U32(0x7C00)
+    elif m < _SMALLEST_NORMAL:
+        h = U32(bits_of(np.float32(float_of(m) + np.float32(0.5))) - _TINY_MAGIC)
+    else:
+        odd = U32(U32(m >> U32(13)) & U32(1))
+        h = U32(U32(U32(m - _REBIAS) + U32(0xFFF) + odd) >> U32(13))
+    sign = U32(U32(bits >> U32(16)) & U32(0x8000))
+    return np.uint16(h | sign)
+
+
+@inner
+def from_half(h: Any) -> Any:
+    """Return the float32 value of float16 bits (uint16)."""
+    m = U32(U32(U32(h) & U32(0x7FFF)) << U32(13))
+    if m >= U32(0x7C00 << 13):
+        bits = U32(m + U32(_REBIAS + _REBIAS))
+    elif m < U32(1 << 23):
+        bits = bits_of(np.float32(float_of(U32(m + _SMALLEST_NORMAL)) - np.float32(2.0**-14)))
+    else:
+        bits = U32(m + _REBIAS)
+    sign = U32(U32(U32(h) & U32(0x8000)) << U32(16))
+    return float_of(U32(bits | sign))

@@ -1,0 +1,107 @@
+"""How our own operations become LLVM IR: lane types, registration, checked addresses.
+
+Does not know any operation; see `simd` and `barrier`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils as _cgutils
+from numba.core.datamodel.models import PrimitiveModel as _PrimitiveModel
+from numba.core.typing import templates as _templates
+from numba.extending import lower_builtin as _lower_builtin
+from numba.extending import register_model
+from numba.np.arrayobj import make_array as _make_array
+
+__all__ = [
+    "F32X8",
+    "I16X8",
+    "I32X8",
+    "N_LANES",
+    "F32x8Type",
+    "I32x8Type",
+    "element_address",
+    "f32x8",
+    "i32x8",
+    "operation",
+]
+
+# numba is typed in parts only.
+cgutils: Any = _cgutils
+make_array: Any = _make_array
+templates: Any = _templates
+lower_builtin: Any = _lower_builtin
+PrimitiveModel: Any = _PrimitiveModel
+
+N_LANES = 8
+F32X8 = ir.VectorType(ir.FloatType(), N_LANES)
+I32X8 = ir.VectorType(ir.IntType(32), N_LANES)
+I16X8 = ir.VectorType(ir.IntType(16), N_LANES)
+
+
+class F32x8Type(types.Type):
+    """8 float32 lanes."""
+
+
+class I32x8Type(types.Type):
+    """8 int32 lanes."""
+
+
+f32x8 = F32x8Type("f32x8")
+i32x8 = I32x8Type("i32x8")
+
+
+@register_model(F32x8Type)
+class _F32x8Model(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, F32X8)
+
+
+@register_model(I32x8Type)
+class _I32x8Model(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, I32X8)
+
+
+# Arguments: context, builder, signature, values.
+Lowering = Callable[[Any, Any, Any, Any], Any]
+
+
+def operation(
+    function: Callable[..., Any], result: Any, *parameters: Any
+) -> Callable[[Lowering], Lowering]:
+    """Register `function` as compiled by the decorated lowering.
+
+    Args:
+        function: what kernels call; its own body is what runs with JIT off.
+        result: numba type of its result.
+        parameters: numba type class of each argument.
+    """
+
+    def generic(self: Any, args: Any, kws: Any) -> Any:
+        fits = len(args) == len(parameters) and all(map(isinstance, args, parameters))
+        return templates.signature(result, *args) if fits else None
+
+    name = f"{function.__name__}_template"
+    template = type(name, (templates.AbstractTemplate,), {"generic": generic})
+    templates.infer_global(function)(template)
+    register: Callable[[Lowering], Lowering] = lower_builtin(function, *parameters)
+    return register
+
+
+def element_address(
+    context: Any, builder: Any, array_type: Any, array: Any, i: Any, n_bytes: int
+) -> Any:
+    """Return the address of element i, from where n_bytes are used.
+
+    Under NUMBA_BOUNDSCHECK=1 the first and the last of these bytes' elements are checked.
+    """
+    struct = make_array(array_type)(context, builder, array)
+    if context.enable_boundscheck:
+        last = n_bytes * 8 // array_type.dtype.bitwidth - 1
+        size = cgutils.unpack_tuple(builder, struct.shape, 1)[0]
+        for index in (i, builder.add(i, i.type(last))):
+            cgutils.do_boundscheck(context, builder, index, size)
+    return builder.gep(struct.data, [i])

@@ -1,0 +1,287 @@
+"""The phases of a stage for the atoms of one member, run by all threads of a pool together.
+
+    attention   out[row] = sum over the member's groups g of  W_o[g] attend(rope(q), rope(k), v)
+                with (q, k, v) = W_qkv[g] rms_norm(x[row]) + bias[g]
+    mlp         out[row] = sum over the member's column atoms c of  down[c] act[c, row]
+    logits      out[row] = vocabulary rows . rms_norm(x[row])
+
+x and out are (n_rows, D), logits (n_rows, n_local_rows). Threads split output rows, columns or
+heads, never a sum, and meet at barriers; the last one ends each phase. What the member holds and
+where scratch lies is in `table`, indexed by the names of `tables`.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels import tables as at
+from kernels.attention import Context, KvPages, append_kv, attend
+from kernels.barrier import wait
+from kernels.jit import inner, kernel, merged
+from kernels.layout import COLUMNS_PER_ATOM, TILE_K, TILE_ROWS, VOCAB_ROWS_PER_ATOM
+from kernels.matvec import Matrix, matvec
+from kernels.mlp import gate_up
+from kernels.norm import rms_norm
+from kernels.paging import PAGE_TOKENS
+from kernels.rope import rotate
+from kernels.spans import F32Array, Rows, Span, row_of, share
+
+__all__ = ["ATTENTION", "LOGITS", "MLP", "RESIDUAL", "run_stage"]
+
+I64Array = npt.NDArray[np.int64]
+
+# What one call does; the sum of several.
+ATTENTION, MLP, RESIDUAL, LOGITS = 1, 2, 4, 8
+
+
+class Member(NamedTuple):
+    """What one member holds.
+
+    Attributes:
+        w: the store as elements of its weight format.
+        floats: the store as float32, for norms and biases.
+        kv: pages.
+        table: shapes, offsets and the row table, see `tables`.
+        scratch: float32, see `tables`.
+    """
+
+    w: npt.NDArray[Any]
+    floats: F32Array
+    kv: KvPages
+    table: I64Array
+    scratch: F32Array
+
+
+class Team(NamedTuple):
+    """The threads that run one call together."""
+
+    tid: int
+    n_threads: int
+    sync: I64Array
+
+
+@kernel
+def run_stage(
+    tid: int,
+    n_threads: int,
+    sync: I64Array,
+    what: int,
+    first_layer: int,
+    stop_layer: int,
+    n_rows: int,
+    w: npt.NDArray[Any],
+    floats: F32Array,
+    pages: npt.NDArray[Any],
+    page_table: npt.NDArray[np.int32],
+    table: I64Array,
+    scratch: F32Array,
+    x2: F32Array,
+    out2: F32Array,
+) -> None:
+    """Run the phases named by `what` for layers [first_layer, stop_layer).
+
+    With RESIDUAL each partial sum is added to x in place (the member holds whole layers) and out
+    is left alone; else out receives the partial sum of the single phase that is named.
+    """
+    team = Team(tid, n_threads, sync)
+    m = Member(w, floats, KvPages(pages.reshape(-1), page_table), table, scratch)
+    hidden = table[at.HIDDEN]
+    x = Rows(x2.reshape(-1), 0, hidden)
+    out = Rows(out2.reshape(-1), 0, out2.shape[1])
+    if what & RESIDUAL:
+        out = Rows(scratch, table[at.PARTIAL], hidden)
+    for layer in range(first_layer, stop_layer):
+        if what & ATTENTION:
+            _attention(team, m, layer, n_rows, x, out)
+            if what & RESIDUAL:
+                _add_rows(team, n_rows * hidden, x, out)
+        if what & MLP:
+            _mlp(team, m, layer, n_rows, x, out)
+            if what & RESIDUAL:
+                _add_rows(team, n_rows * hidden, x, out)
+    if what & LOGITS:
+        _logits(team, m, n_rows, x, out)
+
+
+@merged
+def _add_rows(team: Team, n: int, x: Rows, partial: Rows) -> None:
+    """Add the partial sum to the residual, element by element."""
+    start, stop = share(n, team.tid, team.n_threads)
+    for i in range(start, stop):
+        x.values[i] = np.float32(x.values[i] + partial.values[partial.first + i])
+    wait(team.sync, team.n_threads)
+
+
+@inner
+def _norm_rows(team: Team, m: Member, n_rows: int, x: Rows, gain: int) -> Rows:
+    """Return the normalised rows of x in scratch; `gain` is an element of m.floats."""
+    h = Rows(m.scratch, m.table[at.NORMED], m.table[at.NORMED_STRIDE])
+    hidden, eps = m.table[at.HIDDEN], m.scratch[at.EPS]
+    for row in range(team.tid, n_rows, team.n_threads):
+        rms_norm(row_of(x, row, 0), Span(m.floats, gain), hidden, eps, row_of(h, row, 0))
+    return h
+
+
+@inner
+def _preset(rows: Rows, n_rows: int, start: int, stop: int, m: Member, bias: int) -> None:
+    """Set elements start .. stop - 1 of each row to the bias at m.floats[bias], 0 if bias < 0."""
+    for row in range(n_rows):
+        first = rows.first + row * rows.stride
+        for i in range(start, stop):
+            rows.values[first + i] = m.floats[bias + i] if bias >= 0 else np.float32(0.0)
+
+
+@merged
+def _attention(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Rows) -> None:
+    """Write this member's partial sum of one attention phase."""
+    t = m.table
+    first = t[t[at.GROUP_BOUNDS] + layer]
+    n_groups = t[t[at.GROUP_BOUNDS] + layer + 1] - first
+    qkv = Rows(m.scratch, t[at.QKV], t[at.QKV_STRIDE])
+    if n_groups > 0:
+        h = _norm_rows(team, m, n_rows, x, t[t[at.NORMS] + layer])
+        wait(team.sync, team.n_threads)
+        _project_qkv(team, m, first, n_groups, n_rows, h, qkv)
+        wait(team.sync, team.n_threads)
+        _place_in_context(team, m, layer, first, n_groups, n_rows, qkv)
+        wait(team.sync, team.n_threads)
+        _attend_all(team, m, first, n_groups, n_rows, qkv)
+        wait(team.sync, team.n_threads)
+    _project_out(team, m, first, n_groups, n_rows, out)
+    wait(team.sync, team.n_threads)
+
+
+@merged
+def _project_qkv(
+    team: Team, m: Member, first: int, n_groups: int, n_rows: int, h: Rows, qkv: Rows
+) -> None:
+    """Write q, k and v of every group and row: bias plus product."""
+    t = m.table
+    n_out = t[at.QKV_ROWS]
+    n_tiles = (n_out + TILE_ROWS - 1) // TILE_ROWS
+    start, stop = share(n_groups * n_tiles, team.tid, team.n_threads)
+    for g in range(n_groups):
+        tile, end_tile = max(start - g * n_tiles, 0), min(stop - g * n_tiles, n_tiles)
+        if tile < end_tile:
+            target = Rows(qkv.values, qkv.first + g * n_out, qkv.stride)
+            bias = t[t[at.BIASES] + first + g] if t[at.QKV_BIAS] else -1
+            _preset(target, n_rows, tile * TILE_ROWS, min(end_tile * TILE_ROWS, n_out), m, bias)
+            w = t[t[at.GROUPS] + first + g]
+            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out)
+            matvec(matrix, tile, end_tile, h, target, n_rows)
+
+
+@merged
+def _place_in_context(
+    team: Team, m: Member, layer: int, first: int, n_groups: int, n_rows: int, qkv: Rows
+) -> None:
+    """Normalise (if the model does) and rotate q and k, then write k and v into their pages."""
+    t = m.table
+    d, n_q = t[at.HEAD_DIM], t[at.HEADS_PER_GROUP]
+    q_gain = t[t[at.NORMS] + layer] + 2 * t[at.HIDDEN]
+    for task in range(team.tid, n_rows * n_groups, team.n_threads):
+        row, g = task // n_groups, task % n_groups
+        turn = Span(m.scratch, t[at.TURNS] + row * d)
+        skip = g * t[at.QKV_ROWS]
+        for head in range(n_q + 1):  # the last one is k
+            one = row_of(qkv, row, skip + head * d)
+            if t[at.QK_NORM]:
+                gain = Span(m.floats, q_gain + d if head == n_q else q_gain)
+                rms_norm(one, gain, d, m.scratch[at.EPS], one)
+            rotate(one, d, turn)
+        slot, position = t[t[at.SLOTS] + row], t[t[at.POSITIONS] + row]
+        page = m.kv.table[slot, first + g, position // PAGE_TOKENS]
+        key, value = row_of(qkv, row, skip + n_q * d), row_of(qkv, row, skip + (n_q + 1) * d)
+        append_kv(m.kv, int(page), position % PAGE_TOKENS, d, key, value)
+
+
+@merged
+def _attend_all(team: Team, m: Member, first: int, n_groups: int, n_rows: int, qkv: Rows) -> None:
+    """Write the attention output of every row and query head."""
+    t = m.table
+    d, n_q = t[at.HEAD_DIM], t[at.HEADS_PER_GROUP]
+    mixed = Rows(m.scratch, t[at.MIXED], t[at.MIXED_STRIDE])
+    padded = t[at.O_K_TILES] * TILE_K
+    scores = Span(m.scratch, t[at.SCORES] + team.tid * t[at.SCORES_STRIDE])
+    n_heads = n_groups * n_q
+    for task in range(team.tid, n_rows * n_heads, team.n_threads):
+        row, g, head = task // n_heads, task % n_heads // n_q, task % n_q
+        n = t[t[at.POSITIONS] + row] + 1
+        context = Context(t[t[at.SLOTS] + row], first + g, n)
+        q = row_of(qkv, row, g * t[at.QKV_ROWS] + head * d)
+        attend(m.kv, context, d, q, scores, row_of(mixed, row, g * padded + head * d))
+
+
+@merged
+def _project_out(team: Team, m: Member, first: int, n_groups: int, n_rows: int, out: Rows) -> None:
+    """Write the sum over groups of W_o times the group's attention output."""
+    t = m.table
+    hidden, padded = t[at.HIDDEN], t[at.O_K_TILES] * TILE_K
+    start, stop = share((hidden + TILE_ROWS - 1) // TILE_ROWS, team.tid, team.n_threads)
+    _preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
+    for g in range(n_groups):
+        w = t[t[at.GROUPS] + first + g] + t[at.O_SKIP]
+        mixed = Rows(m.scratch, t[at.MIXED] + g * padded, t[at.MIXED_STRIDE])
+        matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.O_K_TILES], hidden)
+        matvec(matrix, start, stop, mixed, out, n_rows)
+
+
+@merged
+def _mlp(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Rows) -> None:
+    """Write this member's partial sum of one MLP phase."""
+    t = m.table
+    hidden = t[at.HIDDEN]
+    first = t[t[at.COLUMN_BOUNDS] + layer]
+    n_atoms = t[t[at.COLUMN_BOUNDS] + layer + 1] - first
+    if n_atoms > 0:
+        h = _norm_rows(team, m, n_rows, x, t[t[at.NORMS] + layer] + hidden)
+        wait(team.sync, team.n_threads)
+        _activate(team, m, first, n_atoms, n_rows, h)
+        wait(team.sync, team.n_threads)
+    start, stop = share((hidden + TILE_ROWS - 1) // TILE_ROWS, team.tid, team.n_threads)
+    _preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
+    for c in range(n_atoms):
+        w = t[t[at.COLUMNS] + first + c] + t[at.DOWN_SKIP]
+        act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
+        matvec(Matrix(m.w, w, t[at.TILE_SIZE], 1, hidden), start, stop, act, out, n_rows)
+    wait(team.sync, team.n_threads)
+
+
+@merged
+def _activate(team: Team, m: Member, first: int, n_atoms: int, n_rows: int, h: Rows) -> None:
+    """Write the activations of every column atom and row."""
+    t = m.table
+    n_pairs = COLUMNS_PER_ATOM // TILE_ROWS
+    stride = t[at.GATE_UP_STRIDE]
+    buffer = Rows(m.scratch, t[at.GATE_UP] + team.tid * stride, 2 * TILE_ROWS)
+    start, stop = share(n_atoms * n_pairs, team.tid, team.n_threads)
+    for c in range(start // n_pairs, n_atoms):
+        pair, end = max(start - c * n_pairs, 0), min(stop - c * n_pairs, n_pairs)
+        if pair < end:
+            w = t[t[at.COLUMNS] + first + c]
+            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], 2 * COLUMNS_PER_ATOM)
+            act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
+            gate_up(matrix, pair, end, h, act, buffer, n_rows)
+
+
+@merged
+def _logits(team: Team, m: Member, n_rows: int, x: Rows, out: Rows) -> None:
+    """Write the logits of every held vocabulary row, atom after atom."""
+    t = m.table
+    h = _norm_rows(team, m, n_rows, x, t[at.FINAL_NORM])
+    wait(team.sync, team.n_threads)
+    whole = VOCAB_ROWS_PER_ATOM // TILE_ROWS
+    start, stop = share(t[at.N_VOCAB] * whole, team.tid, team.n_threads)
+    skip = 0
+    for v in range(t[at.N_VOCAB]):
+        n_out = t[t[at.VOCAB_ROWS] + v]
+        n_tiles = (n_out + TILE_ROWS - 1) // TILE_ROWS
+        tile, end = max(start - v * whole, 0), min(stop - v * whole, n_tiles)
+        if tile < end:
+            target = Rows(out.values, out.first + skip, out.stride)
+            _preset(target, n_rows, tile * TILE_ROWS, min(end * TILE_ROWS, n_out), m, -1)
+            matrix = Matrix(m.w, t[t[at.VOCAB] + v], t[at.TILE_SIZE], t[at.K_TILES], n_out)
+            matvec(matrix, tile, end, h, target, n_rows)
+        skip += int(n_out)
+    wait(team.sync, team.n_threads)

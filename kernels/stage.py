@@ -1,0 +1,232 @@
+"""One member's kernels: everything is checked and allocated once, then each phase is one call.
+
+Does not know sockets, files or plans; the caller owns the store, the KV pool and the page table.
+See `phases` for the arithmetic and `checks` for what is verified.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.checks import (
+    check_atoms,
+    check_kv,
+    check_limits,
+    check_rope,
+    check_store,
+    row_error,
+)
+from kernels.errors import InputError
+from kernels.layout import Geometry
+from kernels.matvec import WEIGHT_DTYPE
+from kernels.phases import ATTENTION, LOGITS, MLP, RESIDUAL, run_stage
+from kernels.pool import Pool
+from kernels.row_table import prepare_rows
+from kernels.tables import MemberAtoms, build_tables
+
+__all__ = ["MemberAtoms", "StageKernels"]
+
+F32Array = npt.NDArray[np.float32]
+I32Array = npt.NDArray[np.int32]
+
+_F32 = np.dtype(np.float32)
+
+
+class StageKernels:
+    """The phases of one stage for the atoms that one member holds.
+
+    Args:
+        geometry: shapes of the model.
+        inv_freq: (d/2,) float64, RoPE frequencies.
+        rope_scale: attention factor of scaled RoPE variants, 1.0 for the others.
+        store: (n,) uint8, C-contiguous, starts at a multiple of 64 bytes; memory or mapped file.
+        atoms: which blobs lie where in the store.
+        pages: (n_pages, page_elements(d)) uint16 (float16 bits) or float32, written.
+        page_table: (n_slots, n_local_groups, max_pages) int32 page numbers, -1 where none. Local
+            groups count the member's (layer, group) pairs in the order of atoms.head_groups.
+            The caller may change its content between calls.
+        max_rows: most rows of one call.
+        context_tokens: longest context.
+        pool: the threads to use; may serve several StageKernels, one call at a time.
+
+    Raises:
+        InputError: a shape, dtype, alignment or offset is wrong; the text names it.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        inv_freq: npt.NDArray[np.float64],
+        rope_scale: float,
+        store: npt.NDArray[np.uint8],
+        atoms: MemberAtoms,
+        pages: npt.NDArray[Any],
+        page_table: I32Array,
+        max_rows: int,
+        context_tokens: int,
+        pool: Pool,
+    ) -> None:
+        check_limits(max_rows, context_tokens)
+        check_rope(geometry, inv_freq, rope_scale)
+        check_store(store)
+        check_atoms(geometry, atoms, store.size)
+        check_kv(geometry, atoms, pages, page_table, context_tokens)
+        self.n_layers = len(atoms.layers)
+        self.n_local_rows = atoms.n_local_rows
+        self.max_rows = max_rows
+        self._hidden = geometry.hidden_size
+        self._context_tokens = context_tokens
+        self._pool = pool
+        self._sync = pool.sync
+        self._direct = pool.n_threads == 1
+        self._has_all = _holds_whole_layers(geometry, atoms)
+        self._has_vocab = atoms.vocab.size > 0
+        self._n_rows = 0
+        self._shape = (0, self._hidden)
+        self._checked_x: F32Array | None = None
+        self._checked_out: F32Array | None = None
+        self._slots = np.zeros(max_rows, np.int32)
+        self._positions = np.zeros(max_rows, np.int32)
+        table, scratch = build_tables(geometry, atoms, max_rows, context_tokens, pool.n_threads)
+        weights = _read_only(store, WEIGHT_DTYPE[geometry.fmt])
+        floats = _read_only(store, np.float32)
+        # Arguments of every kernel call, in order.
+        self._arrays = (weights, floats, pages, page_table, table, scratch)
+        self._rows_arrays = (np.array(inv_freq), float(rope_scale), pages, page_table)
+
+    def begin(self, slots: I32Array, positions: I32Array) -> None:
+        """Say which rows the coming calls work on.
+
+        Args:
+            slots: (n,) int32, first index of the page table for each row.
+            positions: (n,) int32, the position of each row in its context. Keys and values of
+                positions before it are in the pages already or come with rows of this call.
+
+        Raises:
+            InputError: too many rows, or a slot, position or page out of range.
+        """
+        n = len(slots)
+        if not 1 <= n <= self.max_rows or len(positions) != n:
+            raise InputError(
+                f"a call takes 1 to {self.max_rows} rows with one slot and one position each,"
+                f" got {n} slots and {len(positions)} positions"
+            )
+        self._n_rows = 0
+        self._checked_x = self._checked_out = None
+        self._slots[:n] = slots
+        self._positions[:n] = positions
+        inv_freq, factor, pages, page_table = self._rows_arrays
+        bad = prepare_rows(
+            self._slots, self._positions, n, self._context_tokens, inv_freq, factor,
+            pages.shape[0], page_table, self._arrays[4], self._arrays[5],
+        )  # fmt: skip
+        if bad >= 0:
+            raise row_error(bad, slots, positions, self._context_tokens, page_table)
+        self._n_rows = n
+        self._shape = (n, self._hidden)
+
+    def attention(self, layer_index: int, x: F32Array, out: F32Array) -> None:
+        """Write the partial sum of this member's head groups; zeros if it holds none.
+
+        Args:
+            layer_index: which of atoms.layers, counted from 0.
+            x: (n, D) float32 residual, C-contiguous, unchanged.
+            out: (n, D) float32, C-contiguous, written.
+
+        Raises:
+            InputError: no rows begun, or wrong layer, shape or dtype.
+        """
+        self._phase(ATTENTION, layer_index, x, out)
+
+    def mlp(self, layer_index: int, x: F32Array, out: F32Array) -> None:
+        """Write the partial sum of this member's MLP columns; arguments as for `attention`."""
+        self._phase(MLP, layer_index, x, out)
+
+    def run_layers(self, x: F32Array) -> None:
+        """Run all layers of the stage on x (n, D) float32 in place, residual included.
+
+        The sums are rounded exactly as by `attention` and `mlp` with the residual added by the
+        caller.
+
+        Raises:
+            InputError: the member does not hold every atom of its layers, or x is wrong.
+        """
+        if not self._has_all:
+            raise InputError("run_layers needs a member that holds every atom of its layers")
+        if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
+            raise self._array_error("x", x, self._hidden)
+        self._run(ATTENTION + MLP + RESIDUAL, 0, self.n_layers, x, x)
+
+    def logits(self, x: F32Array, out: F32Array) -> None:
+        """Write final norm and vocabulary rows for every row, in the order of atoms.vocab.
+
+        Args:
+            x: (n, D) float32 residual after the last layer, C-contiguous, unchanged.
+            out: (n, n_local_rows) float32, C-contiguous, written.
+
+        Raises:
+            InputError: the member holds no vocabulary, or an array is wrong.
+        """
+        if not self._has_vocab:
+            raise InputError("this member holds no vocabulary rows; ask another member for logits")
+        if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
+            raise self._array_error("x", x, self._hidden)
+        if out.shape != (self._n_rows, self.n_local_rows) or out.dtype != _F32:
+            raise self._array_error("out", out, self.n_local_rows)
+        if not out.flags.carray:
+            raise self._array_error("out", out, self.n_local_rows)
+        self._run(LOGITS, 0, 0, x, out)
+
+    def _phase(self, what: int, layer: int, x: F32Array, out: F32Array) -> None:
+        """Run one phase. Arrays that have just been checked are not checked again."""
+        if x is not self._checked_x or out is not self._checked_out:
+            self._check_phase(x, out)
+        if not 0 <= layer < self.n_layers:
+            raise InputError(f"layer index {layer} is not in 0 .. {self.n_layers - 1}")
+        if self._direct:  # spares the pool's bookkeeping on the way to every phase
+            run_stage(0, 1, self._sync, what, layer, layer + 1, self._n_rows, *self._arrays, x, out)
+        else:
+            self._run(what, layer, layer + 1, x, out)
+
+    def _check_phase(self, x: F32Array, out: F32Array) -> None:
+        """Check the arrays of a phase and remember them until the next begin()."""
+        if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
+            raise self._array_error("x", x, self._hidden)
+        if out.shape != self._shape or out.dtype != _F32 or not out.flags.carray:
+            raise self._array_error("out", out, self._hidden)
+        self._checked_x, self._checked_out = x, out
+
+    def _run(self, what: int, first: int, stop: int, x: F32Array, out: F32Array) -> None:
+        """Run phases on the pool's threads."""
+        if self._direct:  # spares the pool's bookkeeping on the way to every phase
+            run_stage(0, 1, self._pool.sync, what, first, stop, self._n_rows, *self._arrays, x, out)
+        else:
+            self._pool.run(run_stage, what, first, stop, self._n_rows, *self._arrays, x, out)
+
+    def _array_error(self, name: str, array: npt.NDArray[Any], n_columns: int) -> InputError:
+        """Return the error that describes a wrong activation array."""
+        if self._n_rows == 0:
+            return InputError("no rows are begun: call begin() before each step")
+        return InputError(
+            f"{name} must be a writable, aligned, C-contiguous float32 array of shape"
+            f" ({self._n_rows}, {n_columns}), got {array.dtype} of shape {array.shape};"
+            " copy it into such an array"
+        )
+
+
+def _read_only(store: npt.NDArray[np.uint8], dtype: Any) -> npt.NDArray[Any]:
+    """Return the store as whole elements of dtype that cannot be written.
+
+    Always read-only, so that memory and mapped files share one specialisation of each kernel.
+    """
+    item_bytes = np.dtype(dtype).itemsize
+    view: npt.NDArray[Any] = store[: store.size // item_bytes * item_bytes].view(dtype)
+    view.flags.writeable = False
+    return view
+
+
+def _holds_whole_layers(geometry: Geometry, atoms: MemberAtoms) -> bool:
+    """Tell whether the member holds every group and column of each of its layers."""
+    groups = all(len(offsets) == geometry.n_kv_heads for offsets in atoms.head_groups)
+    return groups and all(len(offsets) == geometry.n_column_atoms for offsets in atoms.columns)

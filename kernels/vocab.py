@@ -1,0 +1,137 @@
+"""What the holders of vocabulary rows do with logits: penalties, log-sum-exp, top candidates.
+
+penalty     l = l / penalty if l > 0 else l * penalty        for each listed token id
+log_sum_exp log(sum over i of exp(l[i] / temperature))
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.elementary import exp_f64
+from kernels.jit import inner, kernel
+
+__all__ = ["log_sum_exp", "penalise", "top_candidates"]
+
+F32Array = npt.NDArray[np.float32]
+F64Array = npt.NDArray[np.float64]
+U32Array = npt.NDArray[np.uint32]
+I64Array = npt.NDArray[np.int64]
+
+_CHUNK = 256
+
+
+@kernel
+def penalise(
+    logits: F32Array, first_ids: I64Array, n_rows: I64Array, ids: U32Array, penalty: float
+) -> None:
+    """Apply the repeat penalty in place to those listed ids that are held here.
+
+    Args:
+        logits: (n_local,) float32: the rows of every held atom, one atom after the other.
+        first_ids: (n_atoms,) token id of each atom's first row.
+        n_rows: (n_atoms,) real rows of each atom.
+        ids: (m,) distinct token ids.
+        penalty: above 0; 1 changes nothing.
+    """
+    factor = np.float32(penalty)
+    for token in ids:
+        start = np.int64(0)
+        for atom in range(first_ids.size):
+            row = np.int64(token) - first_ids[atom]
+            if 0 <= row < n_rows[atom]:
+                x = logits[start + row]
+                logits[start + row] = np.float32(x / factor) if x > 0 else np.float32(x * factor)
+            start += n_rows[atom]
+
+
+def log_sum_exp(logits: F32Array, temperature: float) -> float:
+    """Return log(sum(exp(logits / temperature))) in float64; minus infinity for no logits.
+
+    Args:
+        logits: (n,) float32.
+        temperature: above 0.
+    """
+    return _log_sum_exp(logits, temperature, np.empty(_CHUNK, np.float64))
+
+
+@kernel
+def _log_sum_exp(logits: F32Array, temperature: float, buffer: F64Array) -> float:
+    """Do it with scratch for _CHUNK exponentials, so that LLVM can vectorise them."""
+    highest = -math.inf
+    for x in logits:
+        highest = max(highest, np.float64(x))
+    if highest == -math.inf:
+        return -math.inf
+    total = 0.0
+    for start in range(0, logits.size, _CHUNK):
+        n = min(_CHUNK, logits.size - start)
+        for i in range(n):
+            buffer[i] = exp_f64((np.float64(logits[start + i]) - highest) / temperature)
+        for i in range(n):
+            total += buffer[i]
+    return highest / temperature + math.log(total)
+
+
+@inner
+def _comes_after(logit_a: Any, id_a: Any, logit_b: Any, id_b: Any) -> bool:
+    """Tell whether a ranks below b: a smaller logit, or the same and a larger id."""
+    return bool(logit_a < logit_b or (logit_a == logit_b and id_a > id_b))
+
+
+@inner
+def _sift_down(logits: F32Array, ids: U32Array, n: int) -> None:
+    """Restore the heap (lowest rank first) of n entries after entry 0 changed."""
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= n:
+            return
+        if child + 1 < n and _comes_after(
+            logits[child + 1], ids[child + 1], logits[child], ids[child]
+        ):
+            child += 1
+        if not _comes_after(logits[child], ids[child], logits[at], ids[at]):
+            return
+        logits[at], logits[child] = logits[child], logits[at]
+        ids[at], ids[child] = ids[child], ids[at]
+        at = child
+
+
+@kernel
+def top_candidates(
+    logits: F32Array, ids: U32Array, k: int, out_ids: U32Array, out_logits: F32Array
+) -> int:
+    """Write the k best candidates, best first by (-logit, id), and return how many there are.
+
+    Args:
+        logits: (n_local,) float32; NaN is never a candidate.
+        ids: (n_local,) uint32 token ids of the logits.
+        k: most candidates wanted, at most the size of the outputs.
+        out_ids: (>= k,) uint32, written.
+        out_logits: (>= k,) float32, written.
+    """
+    n = 0
+    for i in range(logits.size):
+        x = logits[i]
+        if x != x:
+            continue
+        if n < k:
+            at = n  # sift up
+            n += 1
+            while at > 0 and _comes_after(
+                x, ids[i], out_logits[(at - 1) // 2], out_ids[(at - 1) // 2]
+            ):
+                out_logits[at], out_ids[at] = out_logits[(at - 1) // 2], out_ids[(at - 1) // 2]
+                at = (at - 1) // 2
+            out_logits[at], out_ids[at] = x, ids[i]
+        elif n > 0 and _comes_after(out_logits[0], out_ids[0], x, ids[i]):
+            out_logits[0], out_ids[0] = x, ids[i]
+            _sift_down(out_logits, out_ids, n)
+    for last in range(n - 1, 0, -1):
+        out_logits[0], out_logits[last] = out_logits[last], out_logits[0]
+        out_ids[0], out_ids[last] = out_ids[last], out_ids[0]
+        _sift_down(out_logits, out_ids, last)
+    return n
