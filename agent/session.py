@@ -159,9 +159,12 @@ class Session:
                 self._retry_s = MAX_RETRY_S
                 return self._give_up(text, now_s)
             case Shutdown(reason, leave):
+                # The coordinator waits for this before it closes: what a closing link brings
+                # last may never be read.
+                bye: list[Action] = [Send(Bye(reason))]
                 if leave:
-                    return [Exit(0, reason)]
-                return self._give_up(f"the coordinator ended its run: {reason}", now_s)
+                    return [*bye, Exit(0, reason)]
+                return bye + self._give_up(f"the coordinator ended its run: {reason}", now_s)
             case Assignment() if self.link is Link.JOINED:
                 return self._on_assignment(message)
             case Release(epoch) if self.link is Link.JOINED:

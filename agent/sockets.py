@@ -65,7 +65,7 @@ def bind_port(socket: zmq.Socket[bytes], endpoint: str) -> int:
     except zmq.ZMQError as e:
         socket.close(linger=0)
         raise ResourceError(
-            f"cannot bind {endpoint}: {e.strerror}; is another coordinator using the port, and "
-            f"is the address one of this machine?"
+            f"cannot bind {endpoint}: {zmq.strerror(e.errno or 0)}; is another coordinator "
+            f"using the port, and is the address one of this machine?"
         ) from e
     return int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])

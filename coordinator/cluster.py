@@ -26,15 +26,16 @@ from agent.kv_ops import KvOp, KvOpCode
 from agent.share import KvFormat
 from agent.vocab_payload import SamplerRow
 from coordinator.assign import assignments, largest_reply_bytes
+from coordinator.cluster_options import check_numbers, checked_context, endpoints
 from coordinator.control import Control
 from coordinator.engine import Engine, Rows
 from coordinator.generation import Generation
 from coordinator.hot_link import HotLink
-from coordinator.local import MAX_LOCAL_AGENTS, LocalAgents
-from coordinator.plan import Plan, check_plan
+from coordinator.local import LocalAgents
+from coordinator.plan import Plan, check_model, check_plan
 from coordinator.planner import Link, Offer, Place, Planned, PlanRequest, make_plan
 from coordinator.sampling import SamplingOptions
-from kernels.errors import InputError, PlanError, PromptError
+from kernels.errors import PlanError, PromptError, ResourceError
 from weights.demo import demo_path
 from weights.directory import ModelDirectory
 from weights.tokenizer import Tokenizer
@@ -44,7 +45,6 @@ __all__ = ["Cluster"]
 MAX_ROWS = 64
 # Contexts open at once; their tokens share kv_tokens, each may leave one page partly empty.
 N_CONTEXTS = 4
-DEFAULT_CONTEXT_TOKENS = 2048
 # Loopback round trips as measured by tools/bench_exchange.py; real links are issue 5's matter.
 LOOPBACK = Link(hop_s=150e-6, bytes_per_s=1e9)
 LOAD_TIMEOUT_S = 600.0
@@ -90,12 +90,9 @@ class Cluster:
         insecure: bool = False,
         verbose: bool = False,
     ) -> None:
-        if local < 0 or local > MAX_LOCAL_AGENTS:
-            raise InputError(
-                f"{local} local agents asked for; 1 to {MAX_LOCAL_AGENTS} are possible"
-            )
+        check_numbers(local, min_agents, wait_s)
         self._directory = ModelDirectory.open(demo_path() if model is None else model)
-        self.context_tokens = _context_tokens(context_tokens, self._directory)
+        self.context_tokens = checked_context(context_tokens, self._directory)
         has_tokenizer = self._directory.path("tokenizer.json") is not None
         self.tokenizer = Tokenizer(self._directory) if has_tokenizer else None
         self._place: Place = place or ("spread" if local else "auto")
@@ -111,7 +108,8 @@ class Cluster:
         self.planned: Planned | None = None
         self.plan: Plan | None = None
         try:
-            self._open(local, bind, insecure, verbose)
+            self._bind(bind, insecure)
+            self._start_agents(local or (bind is None), verbose)
             names = list(self.local_pids)
             self._control.wait_agents(len(names) or min_agents, wait_s, names)
             self.install(plan or self.make_plan())
@@ -119,23 +117,32 @@ class Cluster:
             self.close()
             raise
 
-    def _open(self, local: int, bind: str | None, insecure: bool, verbose: bool) -> None:
-        """Bind the three channels and start local agents."""
-        control_at, hot_at, bulk_at = _endpoints(bind, insecure)
-        self._hot = HotLink(self._context, hot_at, self._run_id, self._lost_reason)
-        self._closers.append(self._hot.close)
-        self._bulk = BulkServer(self._context, bulk_at, self._run_id, self._directory)
-        self._closers.append(self._bulk.close)
-        ports = (self._hot.port, self._bulk.port)
-        self._control = Control(self._context, control_at, self._run_id, *ports)
-        if local or bind is None:
-            self._local = LocalAgents(
-                local or 1, self._control.port, self._directory.directory, verbose
-            )
-            self._control.watch(self._local.exit_reason)
-            self._closers.append(self._local.close)
-        # Closed first: agents are told to leave before their processes are ended.
-        self._closers.append(lambda: self._control.close(leave=self._local is not None))
+    def _bind(self, bind: str | None, insecure: bool) -> None:
+        """Bind the three channels."""
+        control_at, hot_at, bulk_at = endpoints(bind, insecure)
+        try:
+            self._hot = HotLink(self._context, hot_at, self._run_id, self._lost_reason)
+            self._closers.append(self._hot.close)
+            self._bulk = BulkServer(self._context, bulk_at, self._run_id, self._directory)
+            self._closers.append(self._bulk.close)
+            ports = (self._hot.port, self._bulk.port)
+            self._control = Control(self._context, control_at, self._run_id, *ports)
+        except ResourceError as e:
+            if bind is None:
+                raise
+            raise ResourceError(f"{e} {bind} stands for that port and the next two") from e
+
+    def _start_agents(self, n_agents: int, verbose: bool) -> None:
+        """Start local agents, if any, and see to it that all agents hear of the run's end."""
+        try:
+            if n_agents:
+                model_dir = self._directory.directory
+                self._local = LocalAgents(n_agents, self._control.port, model_dir, verbose)
+                self._control.watch(self._local.exit_reason)
+                self._closers.append(self._local.close)
+        finally:
+            # Closed first: agents are told to leave before their processes are ended.
+            self._closers.append(lambda: self._control.close(leave=self._local is not None))
 
     @property
     def directory(self) -> ModelDirectory:
@@ -227,11 +234,7 @@ class Cluster:
         self._engine = Engine(self._hot, plan, geometry, self._run_id, self._epoch, MAX_ROWS)
 
     def _check_members(self, plan: Plan) -> None:
-        if plan.model_id != self._directory.model_id:
-            raise PlanError(
-                f"plan is for model {plan.model_id}, this one is {self._directory.model_id}; "
-                f"make one with `headwise plan --json`"
-            )
+        check_model(plan, self._directory.model_id)
         here = set(self.agent_names())
         missing = [m.agent for m in plan.members if m.agent not in here]
         if missing:
@@ -330,30 +333,3 @@ class Cluster:
     def _lost_reason(self, rank: Rank) -> str:
         """Return why the member of that rank is gone, or ""."""
         return self._control.lost_reason(self.plan.members[rank].agent) if self.plan else ""
-
-
-def _context_tokens(wanted: int | None, directory: ModelDirectory) -> int:
-    limit = directory.config.context_tokens
-    if wanted is None:
-        return min(limit, DEFAULT_CONTEXT_TOKENS)
-    if not 2 <= wanted <= limit:
-        raise PromptError(f"context of {wanted} tokens; this model allows 2 to {limit}")
-    return wanted
-
-
-def _endpoints(bind: str | None, insecure: bool) -> tuple[str, str, str]:
-    """Return the control, hot and bulk endpoints for `bind`, or free loopback ports."""
-    if bind is None:
-        return ("tcp://127.0.0.1:*",) * 3
-    host, _, port = bind.removeprefix("tcp://").rpartition(":")
-    if not bind.startswith("tcp://") or not host or not port.isdigit():
-        raise InputError(f"cannot bind {bind!r}; write it like tcp://127.0.0.1:7070")
-    if not 1 <= int(port) <= 65533:
-        raise InputError(f"cannot bind {bind!r}; ports 1 to 65533 leave room for the next two")
-    if host not in ("127.0.0.1", "localhost", "[::1]") and not insecure:
-        raise InputError(
-            f"{host} is no loopback address and links are neither encrypted nor authenticated "
-            f"yet; pass --insecure to accept that on a network you trust"
-        )
-    first, second, third = (f"tcp://{host}:{int(port) + i}" for i in range(3))
-    return first, second, third

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from coordinator.local import MAX_LOCAL_AGENTS
 from coordinator.plan import Plan, decode_plan
-from kernels.errors import PlanError
+from kernels.errors import InputError, PlanError
 
 __all__ = ["add_cluster_arguments", "cluster_options", "read_plan"]
 
@@ -43,7 +44,13 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cluster_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the keyword arguments of `Cluster` that the options ask for."""
+    """Return the keyword arguments of `Cluster` that the options ask for.
+
+    Raises:
+        InputError: a number out of range, or a plan file that is none.
+    """
+    if args.local is not None and not 1 <= args.local <= MAX_LOCAL_AGENTS:
+        raise InputError(f"--local {args.local}; 1 to {MAX_LOCAL_AGENTS} are possible")
     local = args.local if args.local is not None else (0 if args.bind else 1)
     return {
         "model": args.model,

@@ -24,7 +24,7 @@ from agent.messages import (
     decode_agent_message,
     encode,
 )
-from agent.sockets import CONTROL, set_options
+from agent.sockets import CONTROL, bind_port, set_options
 from agent.versions import our_versions
 from coordinator.membership import AgentState, Membership
 from coordinator.membership_events import (
@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 POLL_S = 0.1
 STOP_S = 2.0
+FAREWELL_S = 0.5
 
 
 class Control:
@@ -83,8 +84,7 @@ class Control:
         self._socket = context.socket(zmq.ROUTER)
         set_options(self._socket, CONTROL)
         self._socket.setsockopt(zmq.SNDTIMEO, 1000)
-        self._socket.bind(endpoint)
-        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        self.port = bind_port(self._socket, endpoint)
         pipe = f"inproc://control-{id(self)}"
         self._inner = context.socket(zmq.PAIR)
         self._inner.bind(pipe)
@@ -195,6 +195,9 @@ class Control:
         for name in names:
             with contextlib.suppress(AgentLostError):
                 self._tell(name, Shutdown("the coordinator has finished", leave), None)
+        # Agents say BYE; a link that closed at once might never deliver the message.
+        with self._changed:
+            self._changed.wait_for(lambda: not self._membership.alive(), FAREWELL_S)
         self._outer.send_multipart([b"", b""])
         self._thread.join(STOP_S)
         self._outer.close(linger=0)

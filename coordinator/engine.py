@@ -23,19 +23,20 @@ from agent.frames import (
     Phase,
     Wire,
     pack_header,
-    payload_offset,
+    repack_request,
     write_rows,
 )
 from agent.ids import Epoch, KvId, Rank, RunId
-from agent.kv_ops import KvOp, pack_kv_ops
-from agent.share import AtomRange, indices
-from agent.vocab_payload import SamplerRow, TopRow, pack_sampler_rows, read_top_rows
+from agent.kv_ops import KvOp, KvOpCode, pack_kv_ops
+from agent.vocab_payload import SamplerRow, TopRow, pack_sampler_rows
 from coordinator.hot_link import HotLink, Reply
 from coordinator.plan import Plan
+from coordinator.replies import NonFiniteError, ReplyReader
 from coordinator.schedule import Dispatch, make_schedule
+from coordinator.workspace import Workspace
 from kernels.errors import RemoteError
-from kernels.exchange import add_partial, decode_f16, encode_f16
-from kernels.layout import VOCAB_ROWS_PER_ATOM, Geometry
+from kernels.exchange import add_partials, decode_f16, encode_flat
+from kernels.layout import Geometry
 
 __all__ = ["Engine", "Rows", "StepTimes"]
 
@@ -67,10 +68,6 @@ class StepTimes:
     n_dispatches: int = 0
 
 
-class _NonFiniteError(Exception):
-    """A partial sum with inf or NaN, perhaps only because f16 overflowed."""
-
-
 class Engine:
     """Carries rows through one plan.
 
@@ -93,22 +90,35 @@ class Engine:
         max_rows: int,
     ) -> None:
         self._link = link
-        self._geometry = geometry
-        self._names = [m.agent for m in plan.members]
-        self._vocab_rows = [_token_ids(m.vocab, geometry) for m in plan.members]
+        self._reader = ReplyReader(link, plan, geometry)
+        self._n_members = len(plan.members)
         self._schedule = make_schedule(plan, geometry)
         self._wire = Wire.F16 if plan.wire == "f16" else Wire.F32
         self._run_id = run_id
         self._epoch = epoch
+        self._hidden_size = geometry.hidden_size
         self.max_rows = max_rows
-        frame_bytes = payload_offset(max_rows) + 4 * max_rows * geometry.hidden_size
-        self._frame = bytearray(frame_bytes)
-        self._before = np.empty((max_rows, geometry.hidden_size), np.float32)
-        self._views: dict[tuple[Wire, int], npt.NDArray[Any]] = {}
+        self._workspaces: dict[int, Workspace] = {}
+        self._order = np.zeros(self._n_members, np.int32)
+        # One inbox seen as each wire type.
+        self._inboxes: dict[Wire, npt.NDArray[Any]] = {
+            Wire.F16: link.inbox.view(np.uint16),
+            Wire.F32: link.inbox.view(np.float32),
+        }
         self.times = StepTimes()
+        self._load_kernels()
+
+    def _load_kernels(self) -> None:
+        """Load what the first step needs while nobody waits for a token yet."""
+        work = self._workspace(1)
+        for wire in (self._wire, Wire.F32):
+            self._encode(work, wire)
+            add_partials(work.flat, self._inboxes[wire], self._order[:0], 0)
 
     def control_kv(self, ops: Sequence[KvOp]) -> None:
         """Send operations on contexts to every member; they precede all later steps.
+
+        A member that cannot carry one out makes the next step fail with its reason.
 
         Raises:
             AgentLostError: a member's link is closed.
@@ -118,7 +128,9 @@ class Engine:
         header = self._header(FrameType.KV, Wire.F32)._replace(payload_bytes=len(payload))
         pack_header(frame, header)
         frame[HEADER_BYTES:] = payload
-        for rank in range(len(self._names)):
+        if any(op.code != KvOpCode.RELEASE for op in ops):
+            self._link.watch(header.seq)
+        for rank in range(self._n_members):
             self._link.send(Rank(rank), frame)
 
     def step(
@@ -139,177 +151,146 @@ class Engine:
             AgentLostError: a member died, froze or was cut off.
             RemoteError: a member reports an error, or partial sums are not finite in f32 either.
         """
-        before = self._before[: len(x)]
-        before[:] = x
         started_s = time.perf_counter()
         spent_s = self.times.kernels_s + self.times.exchange_s
+        work = self._workspace(len(x))
+        work.x[:] = x
         try:
-            answer = self._walk(x, rows, samplers, self._wire)
-        except _NonFiniteError as e:
+            answer = self._walk(work, rows, samplers, self._wire)
+        except NonFiniteError as e:
             # f16 ends at 65504: rows are idempotent, so the step simply runs again in f32.
             log.warning("step at pos=%d repeated in f32: %s", rows.positions[-1], e)
-            x[:] = before
+            work.x[:] = x
             try:
-                answer = self._walk(x, rows, samplers, Wire.F32)
-            except _NonFiniteError as again:
+                answer = self._walk(work, rows, samplers, Wire.F32)
+            except NonFiniteError as again:
                 raise RemoteError(
-                    f"{again}, in f32 too; the weights or that agent's memory are damaged: "
-                    f"run `headwise verify`"
+                    f"{again}, with f32 on the wire too; the weights or that agent's memory are "
+                    f"damaged: run `headwise verify`"
                 ) from again
+        x[:] = work.x
         spent_s = self.times.kernels_s + self.times.exchange_s - spent_s
         self.times.coordinator_s += time.perf_counter() - started_s - spent_s
         self.times.n_steps += 1
         return answer
 
     def _walk(
-        self, x: F32, rows: Rows, samplers: Sequence[SamplerRow], wire: Wire
+        self, work: Workspace, rows: Rows, samplers: Sequence[SamplerRow], wire: Wire
     ) -> list[list[TopRow]] | F32:
-        n_rows, n_vocab_rows = len(x), len(samplers)
-        write_rows(self._frame, rows.kv_ids, rows.positions)
+        self._pack_step(work, rows, wire)
         for dispatch in self._schedule:
-            if dispatch.phase == Phase.VOCAB:
+            if dispatch.phase is Phase.VOCAB:
                 break
             if dispatch.vocab_after:
-                replies = self._ask(dispatch, x, n_vocab_rows, wire, samplers)
-                return self._vocab_answer(replies, dispatch, samplers)
-            replies = self._ask(dispatch, x, 0, wire)
-            if dispatch.phase == Phase.STAGE:
-                self._read_residual(replies[0], dispatch, x)
+                replies = self._ask_vocab(dispatch, work, samplers, wire)
+                return self._answer(replies, samplers)
+            self._encode(work, wire)
+            repack_request(
+                work.frame, self._link.next_seq(), dispatch.layer, dispatch.phase, Flag.NONE
+            )
+            replies = self._exchange(work.frames[wire], dispatch)
+            if dispatch.phase is Phase.STAGE:
+                self._read_residual(replies, dispatch, work, wire)
             else:
-                self._add_partials(replies, dispatch, x)
-        if not n_vocab_rows:
+                self._add_partials(replies, dispatch, work, wire)
+        if not samplers:
             return []
-        tail = slice(n_rows - n_vocab_rows, n_rows)
-        write_rows(self._frame, rows.kv_ids[tail], rows.positions[tail])
-        replies = self._ask(dispatch, x[tail], n_vocab_rows, wire, samplers)
-        return self._vocab_answer(replies, dispatch, samplers)
+        first = work.n_rows - len(samplers)
+        tail = self._workspace(len(samplers))
+        tail.x[:] = work.x[first:]
+        self._pack_step(tail, Rows(rows.kv_ids[first:], rows.positions[first:]), wire)
+        return self._answer(self._ask_vocab(dispatch, tail, samplers, wire), samplers)
 
-    def _ask(
-        self,
-        dispatch: Dispatch,
-        x: F32,
-        n_vocab_rows: int,
-        wire: Wire,
-        samplers: Sequence[SamplerRow] = (),
-    ) -> list[Reply]:
-        """Send x to the members of a dispatch and gather their replies in rank order."""
-        n_rows = len(x)
-        payload = self._payload(wire, n_rows)
-        if wire == Wire.F16:
-            encode_f16(x.reshape(-1), payload.reshape(-1))
-        else:
-            payload[:] = x
-        seq = self._link.next_seq()
-        end = payload_offset(n_rows) + payload.nbytes
-        frame: memoryview | bytes = memoryview(self._frame)[:end]
-        block = pack_sampler_rows(list(samplers)) if samplers else b""
-        flags = Flag.VOCAB_AFTER if dispatch.vocab_after else Flag.NONE
-        pack_header(
-            self._frame,
-            Header(
-                FrameType.STEP, wire, self._epoch, self._run_id, seq, dispatch.layer,
-                dispatch.phase, flags, Rank(0), n_rows, n_vocab_rows, 0,
-                payload.nbytes + len(block),
-            ),
-        )  # fmt: skip
-        if block:
-            frame = bytes(frame) + block
+    def _exchange(self, frame: memoryview | bytes, dispatch: Dispatch) -> list[Reply]:
+        """Send a frame to the members of a dispatch, gather their replies, keep the times."""
+        times = self.times
         asked_s = time.perf_counter()
-        replies = self._link.exchange(frame, seq, dispatch.ranks, PHASE_TIMEOUT_S)
+        replies = self._link.exchange(frame, dispatch.ranks, PHASE_TIMEOUT_S)
         waited_s = time.perf_counter() - asked_s
-        kernels_s = min(waited_s, 1e-6 * max(r.header.busy_us for r in replies))
-        self.times.kernels_s += kernels_s
-        self.times.exchange_s += waited_s - kernels_s
-        self.times.longest_dispatch_s = max(self.times.longest_dispatch_s, waited_s)
-        self.times.n_dispatches += 1
+        kernels_s = min(waited_s, 1e-6 * max([reply.header.busy_us for reply in replies]))
+        times.kernels_s += kernels_s
+        times.exchange_s += waited_s - kernels_s
+        times.longest_dispatch_s = max(times.longest_dispatch_s, waited_s)
+        times.n_dispatches += 1
         return replies
 
-    def _add_partials(self, replies: list[Reply], dispatch: Dispatch, x: F32) -> None:
-        for rank, reply in zip(dispatch.ranks, replies, strict=True):
-            partial = self._array(reply, rank, FrameType.PARTIAL, x.shape)
-            if not add_partial(x, partial):
-                raise _NonFiniteError(
-                    f"agent {self._names[rank]!r} sent a partial sum with inf or NaN in "
-                    f"{dispatch.phase.name.lower()} of layer {dispatch.layer}"
-                )
+    def _add_partials(
+        self, replies: list[Reply], dispatch: Dispatch, work: Workspace, wire: Wire
+    ) -> None:
+        """Add the partial sums to the residual, in rank order, in one call."""
+        self._reader.check(replies, FrameType.PARTIAL, wire, work.payload[wire].nbytes)
+        order = self._order[: len(replies)]
+        for i, reply in enumerate(replies):
+            order[i] = reply.slot
+        first = HEADER_BYTES // work.payload[wire].itemsize
+        n_added = add_partials(work.flat, self._inboxes[wire], order, first)
+        if n_added < len(replies):
+            where = f"{dispatch.phase.name.lower()} of layer {dispatch.layer}"
+            raise self._reader.non_finite(dispatch.ranks[n_added], where)
 
-    def _read_residual(self, reply: Reply, dispatch: Dispatch, x: F32) -> None:
-        rank = dispatch.ranks[0]
-        residual = self._array(reply, rank, FrameType.RESIDUAL, x.shape)
-        if reply.header.wire == Wire.F16:
-            decode_f16(residual.reshape(-1), x.reshape(-1))
+    def _encode(self, work: Workspace, wire: Wire) -> None:
+        """Write the residual into the frame's payload."""
+        if wire is Wire.F16:
+            encode_flat(work.flat_read, work.payload[wire])
         else:
-            x[:] = residual
-        if not np.isfinite(x).all():
-            raise _NonFiniteError(
-                f"agent {self._names[rank]!r} sent a residual with inf or NaN after the stage "
-                f"from layer {dispatch.layer}"
+            work.payload[wire][:] = work.flat
+
+    # Everything below runs once a step or less.
+
+    def _read_residual(
+        self, replies: list[Reply], dispatch: Dispatch, work: Workspace, wire: Wire
+    ) -> None:
+        self._reader.check(replies, FrameType.RESIDUAL, wire, work.payload[wire].nbytes)
+        data = self._reader.payload(replies[0])
+        if wire is Wire.F16:
+            decode_f16(np.frombuffer(data, np.uint16), work.flat)
+        else:
+            work.flat[:] = np.frombuffer(data, np.float32)
+        if not np.isfinite(work.flat).all():
+            raise self._reader.non_finite(
+                dispatch.ranks[0], f"the residual after the stage from layer {dispatch.layer}"
             )
 
-    def _vocab_answer(
-        self, replies: list[Reply], dispatch: Dispatch, samplers: Sequence[SamplerRow]
+    def _ask_vocab(
+        self, dispatch: Dispatch, work: Workspace, samplers: Sequence[SamplerRow], wire: Wire
+    ) -> list[Reply]:
+        """Ask for the vocabulary of the last rows; their sampler block follows the residual."""
+        self._encode(work, wire)
+        block = pack_sampler_rows(list(samplers))
+        flags = Flag.VOCAB_AFTER if dispatch.vocab_after else Flag.NONE
+        header = self._header(FrameType.STEP, wire)._replace(
+            layer=dispatch.layer,
+            phase=dispatch.phase,
+            flags=flags,
+            n_rows=work.n_rows,
+            n_vocab_rows=len(samplers),
+            payload_bytes=work.payload[wire].nbytes + len(block),
+        )
+        pack_header(work.frame, header)
+        return self._exchange(bytes(work.frames[wire]) + block, dispatch)
+
+    def _answer(
+        self, replies: list[Reply], samplers: Sequence[SamplerRow]
     ) -> list[list[TopRow]] | F32:
-        n_rows = len(samplers)
-        if not n_rows:
+        if not samplers:
             return []
         if samplers[0].full_logits:
-            logits = np.empty((n_rows, self._geometry.vocab_size), np.float32)
-            for rank, reply in zip(dispatch.ranks, replies, strict=True):
-                ids = self._vocab_rows[rank]
-                logits[:, ids] = self._array(reply, rank, FrameType.LOGITS, (n_rows, len(ids)))
-            if not np.isfinite(logits).all():
-                raise _NonFiniteError("an agent sent logits with inf or NaN")
-            return logits
-        by_rank = []
-        for rank, reply in zip(dispatch.ranks, replies, strict=True):
-            if reply.header.type != FrameType.TOP:
-                raise self._unexpected(rank, reply, "TOP")
-            payload = memoryview(reply.buffer)[payload_offset(reply.header.n_rows) :]
-            top = read_top_rows(payload[: reply.header.payload_bytes], n_rows)
-            if not all(np.isfinite(t.log_sum_exp) for t in top):
-                raise _NonFiniteError(f"agent {self._names[rank]!r} sent logits with inf or NaN")
-            by_rank.append(top)
-        return [list(tops) for tops in zip(*by_rank, strict=True)]
+            return self._reader.logits(replies, len(samplers))
+        return self._reader.tops(replies, len(samplers))
 
-    def _array(
-        self, reply: Reply, rank: int, kind: FrameType, shape: tuple[int, ...]
-    ) -> npt.NDArray[Any]:
-        """Return a reply's payload as an array of the shape that was asked for."""
-        header = reply.header
-        # Logits always travel as f32: they are compared between agents.
-        f16 = header.wire == Wire.F16 and kind != FrameType.LOGITS
-        dtype = np.dtype(np.uint16 if f16 else np.float32)
-        count = shape[0] * shape[1]
-        if header.type != kind or header.payload_bytes != count * dtype.itemsize:
-            raise self._unexpected(rank, reply, kind.name)
-        offset = payload_offset(header.n_rows)
-        return np.frombuffer(reply.buffer, dtype, count, offset).reshape(shape)
-
-    def _unexpected(self, rank: int, reply: Reply, wanted: str) -> RemoteError:
-        h = reply.header
-        return RemoteError(
-            f"agent {self._names[rank]!r} answered {h.type.name} with {h.n_rows} rows and "
-            f"{h.payload_bytes} bytes where {wanted} was asked for; use one headwise release "
-            f"on all boards"
+    def _pack_step(self, work: Workspace, rows: Rows, wire: Wire) -> None:
+        """Write what all phases of a step have in common: header and row table."""
+        header = self._header(FrameType.STEP, wire)._replace(
+            n_rows=work.n_rows, payload_bytes=work.payload[wire].nbytes
         )
-
-    def _payload(self, wire: Wire, n_rows: int) -> npt.NDArray[Any]:
-        """Return the frame's payload as an array (n_rows, D) of the wire type."""
-        view = self._views.get((wire, n_rows))
-        if view is None:
-            d = self._geometry.hidden_size
-            dtype = np.uint16 if wire == Wire.F16 else np.float32
-            offset = payload_offset(n_rows)
-            view = np.frombuffer(self._frame, dtype, n_rows * d, offset).reshape(n_rows, d)
-            self._views[wire, n_rows] = view
-        return view
+        pack_header(work.frame, header)
+        write_rows(work.frame, rows.kv_ids, rows.positions)
 
     def _header(self, kind: FrameType, wire: Wire) -> Header:
         return Header(kind, wire, self._epoch, self._run_id, self._link.next_seq())
 
-
-def _token_ids(vocab: tuple[AtomRange, ...], geometry: Geometry) -> npt.NDArray[np.int64]:
-    """Return the token ids of a member's vocab rows in their order."""
-    size = VOCAB_ROWS_PER_ATOM
-    parts = [np.arange(i * size, min((i + 1) * size, geometry.vocab_size)) for i in indices(vocab)]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    def _workspace(self, n_rows: int) -> Workspace:
+        work = self._workspaces.get(n_rows)
+        if work is None:
+            work = self._workspaces[n_rows] = Workspace(n_rows, self._hidden_size)
+        return work

@@ -6,9 +6,11 @@ Owns the socket and its buffers; used by one thread only. Does not know layers o
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import zmq
 
 from agent.frames import (
@@ -21,9 +23,10 @@ from agent.frames import (
     read_header,
 )
 from agent.ids import Epoch, Rank, RunId, Seq
-from agent.sockets import HOT, set_options
+from agent.sockets import HOT, bind_port, set_options
 from coordinator.gather import Gather
 from kernels.errors import AgentLostError, RemoteError, WireError
+from kernels.layout import round_up
 
 __all__ = ["HotLink", "Reply"]
 
@@ -34,10 +37,13 @@ CHECK_S = 0.1
 
 
 class Reply(NamedTuple):
-    """One member's answer; the buffer is valid until the next exchange."""
+    """One member's answer: its header, and the row of the inbox where its frame lies.
+
+    The row is valid until the next exchange.
+    """
 
     header: Header
-    buffer: bytearray
+    slot: int
 
 
 class HotLink:
@@ -60,16 +66,17 @@ class HotLink:
         self._socket = context.socket(zmq.ROUTER)
         set_options(self._socket, HOT)
         self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * CHECK_S))
-        self._socket.bind(endpoint)
-        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        self.port = bind_port(self._socket, endpoint)
         self._run_id = run_id
         self._lost_reason = lost_reason
         self._routes: dict[Rank, bytes] = {}
         self._names: dict[Rank, str] = {}
         self._epoch = Epoch(0)
         self._gather = Gather()
-        self._buffers: list[bytearray] = []
+        self.inbox = np.empty((0, 0), np.uint8)
+        self._slots: list[memoryview] = []
         self._seq = 0
+        self._watched_seqs: deque[Seq] = deque(maxlen=64)
         self.n_dropped = 0
 
     def close(self) -> None:
@@ -97,9 +104,11 @@ class HotLink:
         self._epoch = epoch
         self._routes = {}
         size = min(max(reply_bytes, 4096), MAX_FRAME_BYTES)
-        self._buffers = [bytearray(size) for _ in range(len(names) + 1)]
+        # One row a member and one to spare; rows are whole cache lines, so that any type fits.
+        self.inbox = np.empty((len(names) + 1, round_up(size, 64)), np.uint8)
+        self._slots = [row.data for row in self.inbox]
         while len(self._routes) < len(names):
-            got = self._receive(self._buffers[0])
+            got = self._receive(self._slots[0])
             if got is not None and got[1].type == FrameType.HELLO:
                 self._routes.setdefault(got[1].rank, got[0])
             elif time.monotonic() > deadline_s:
@@ -108,6 +117,10 @@ class HotLink:
                     f"no hot link from agent {missing} in time; can it reach port {self.port}?"
                 )
             self._raise_if_lost(self._names)
+
+    def watch(self, seq: Seq) -> None:
+        """Let the next exchange fail if a member answers frame `seq`, sent before, by ERROR."""
+        self._watched_seqs.append(seq)
 
     def send(self, rank: Rank, frame: bytes | bytearray | memoryview) -> None:
         """Send one frame to one member without waiting.
@@ -124,52 +137,50 @@ class HotLink:
     def exchange(
         self,
         frame: bytes | bytearray | memoryview,
-        seq: Seq,
         ranks: Sequence[Rank],
         timeout_s: float,
     ) -> list[Reply]:
         """Send one frame to every member of `ranks` and return their replies in that order.
 
+        The frame carries the number that `next_seq` returned last.
+
         Raises:
             AgentLostError: a member's link closed, or it did not answer within timeout_s.
             RemoteError: a member answered with an ERROR frame.
         """
-        sent_s = time.monotonic()
-        gather = self._gather
+        sent_s, seq = time.monotonic(), Seq(self._seq)
+        gather, routes, slots = self._gather, self._routes, self._slots
         gather.begin(seq, ranks, sent_s, sent_s + timeout_s)
         for rank in ranks:
             self.send(rank, frame)
         replies: dict[Rank, Reply] = {}
-        free = len(self._buffers) - 1
+        # The spare row takes the next frame; a filled one waits in its place.
+        free = len(slots) - 1
         while len(replies) < len(ranks):
-            got = self._receive(self._buffers[free])
+            got = self._receive(slots[free])
             if got is None:
                 self._look_after(gather.missing())
                 if gather.expired(time.monotonic()):
                     rank = gather.missing()[0]
                     raise self._lost(rank, f"it did not answer within {timeout_s:.1f} s")
                 continue
-            header = got[1]
-            if self._routes.get(header.rank) != got[0]:
+            route, header = got
+            if routes.get(header.rank) != route:
                 self._drop("a frame under another member's rank")
-            elif header.type == FrameType.ERROR and header.seq == seq:
-                text = bytes(self._buffers[free][HEADER_BYTES:][: header.payload_bytes])
-                name = self._names[header.rank]
-                raise RemoteError(f"agent {name!r}: {text.decode(errors='replace')}")
+            elif header.type is FrameType.ERROR:
+                self._on_error(header, slots[free], seq)
             elif gather.on_reply(header.rank, header.seq, header.epoch) == "accepted":
-                replies[header.rank] = Reply(header, self._buffers[free])
-                # The spare buffer takes the next frame; the filled one waits in its place.
+                replies[header.rank] = Reply(header, free)
                 free -= 1
             else:
                 self._drop("a reply that nobody waits for")
         return [replies[rank] for rank in ranks]
 
-    def _receive(self, buffer: bytearray) -> tuple[bytes, Header] | None:
+    def _receive(self, buffer: memoryview) -> tuple[bytes, Header] | None:
         """Receive one frame of this run and epoch into `buffer`; None when none came in time."""
         try:
             route = self._socket.recv()
-            if not self._socket.getsockopt(zmq.RCVMORE):
-                raise WireError("a message of one part")
+            # A ROUTER puts the sender's route before what it sent: at least one more part.
             n_bytes = self._socket.recv_into(buffer)
             if self._socket.getsockopt(zmq.RCVMORE):
                 while self._socket.getsockopt(zmq.RCVMORE):
@@ -186,6 +197,18 @@ class HotLink:
             self._drop(str(e))
             return None
         return route, header
+
+    def _on_error(self, header: Header, buffer: memoryview, seq: Seq) -> None:
+        """Raise what an ERROR frame says, if it is about this exchange or a watched frame."""
+        if header.seq in self._watched_seqs:
+            # The other members' errors about the same frame are no news, nor another text's.
+            self._watched_seqs.remove(header.seq)
+        elif header.seq != seq:
+            self._drop("an error about a frame that nobody waits for")
+            return
+        text = bytes(buffer[HEADER_BYTES : HEADER_BYTES + header.payload_bytes])
+        name = self._names[header.rank]
+        raise RemoteError(f"agent {name!r}: {text.decode(errors='replace')}")
 
     def _drop(self, what: str) -> None:
         self.n_dropped += 1

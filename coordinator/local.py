@@ -112,6 +112,8 @@ class LocalAgents:
         for process in self._processes.values():
             if process.poll() is None:
                 process.terminate()
+                # A stopped process takes SIGTERM only when it goes on.
+                process.send_signal(signal.SIGCONT)
         deadline_s = time.monotonic() + STOP_S
         for process in self._processes.values():
             try:

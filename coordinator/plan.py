@@ -20,6 +20,7 @@ __all__ = [
     "Member",
     "Plan",
     "Stage",
+    "check_model",
     "check_plan",
     "decode_plan",
     "encode_plan",
@@ -86,6 +87,19 @@ def decode_plan(data: bytes) -> Plan:
         raise PlanError(
             f"plan file cannot be read: {e}; `headwise plan --json` prints a valid one"
         ) from e
+
+
+def check_model(plan: Plan, model_id: str) -> None:
+    """Check that a plan was made for this model.
+
+    Raises:
+        PlanError: it names another.
+    """
+    if plan.model_id != model_id:
+        raise PlanError(
+            f"plan is for model {plan.model_id}, this one is {model_id}; make one with "
+            f"`headwise plan --json`"
+        )
 
 
 def check_plan(plan: Plan, geometry: Geometry) -> None:

@@ -10,15 +10,16 @@ from typing import Any
 
 import msgspec
 
-from agent.ids import AgentName, ModelId
+from agent.address import check_name
+from agent.ids import ModelId
 from agent.resources import available_memory_bytes, memory_budget_bytes, usable_cores
 from agent.share import WireFormat
 from agent.shell import parse_size_bytes
 from agent.speed import measure_bytes_per_s
-from coordinator.cluster import DEFAULT_CONTEXT_TOKENS
 from coordinator.cluster_args import read_plan
+from coordinator.cluster_options import DEFAULT_CONTEXT_TOKENS
 from coordinator.local import MAX_LOCAL_AGENTS, local_names
-from coordinator.plan import check_plan, encode_plan
+from coordinator.plan import check_model, check_plan, encode_plan
 from coordinator.planner import Link, Offer, Planned, PlanRequest, assess, make_plan
 from coordinator.report import HEADINGS, format_bytes, format_table, placement_rows
 from kernels.errors import InputError
@@ -29,6 +30,8 @@ from weights.directory import ModelDirectory
 __all__ = ["add_arguments", "read_offers", "run"]
 
 MAX_FILE_BYTES = 1 << 20
+MAX_THREADS = 4096
+MAX_HOP_MS = 60_000.0
 
 
 class _Board(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,10 +74,11 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--ctx {ctx}; this model allows 2 to {limit}")
         wire: WireFormat = "f32" if args.exact else "f16"
         request = PlanRequest(ctx, ctx, wire=wire, kv=args.kv or wire, place=args.place)
-        link = Link(args.hop_ms / 1000, args.link_mbit * 125e3)
+        link = _link(args.hop_ms, args.link_mbit)
         offers = read_offers(args.agents)
         if args.plan is not None:
             plan = read_plan(args.plan)
+            check_model(plan, directory.model_id)
             check_plan(plan, geometry)
             planned = assess(plan, geometry, offers, request, link)
         else:
@@ -104,7 +108,7 @@ def read_offers(agents: str) -> list[Offer]:
     try:
         data = Path(agents).read_bytes()[:MAX_FILE_BYTES]
         boards = msgspec.json.decode(data, type=list[_Board])
-        return [Offer(AgentName(b.name), _size(b.memory), b.bytes_per_s, b.threads) for b in boards]
+        return [_offer(board) for board in boards]
     except OSError as e:
         raise InputError(f"--agents {agents!r} is neither a count nor a file: {e.strerror}") from e
     except (msgspec.DecodeError, RecursionError, argparse.ArgumentTypeError) as e:
@@ -114,8 +118,28 @@ def read_offers(agents: str) -> list[Offer]:
         ) from e
 
 
-def _size(value: int | str) -> int:
-    return value if isinstance(value, int) else parse_size_bytes(value)
+def _offer(board: _Board) -> Offer:
+    memory = board.memory
+    memory_bytes = memory if isinstance(memory, int) else parse_size_bytes(memory)
+    if memory_bytes < 0:
+        raise InputError(f"board {board.name!r} has memory {memory}; it cannot be negative")
+    # Written so that NaN fails.
+    if not 0.0 < board.bytes_per_s < 1e15:
+        raise InputError(
+            f"board {board.name!r} has bytes_per_s {board.bytes_per_s:g}; give what its kernels "
+            f"read a second, such as 4e9"
+        )
+    if not 1 <= board.threads <= MAX_THREADS:
+        raise InputError(f"board {board.name!r} has {board.threads} threads; 1 to {MAX_THREADS}")
+    return Offer(check_name(board.name), memory_bytes, board.bytes_per_s, board.threads)
+
+
+def _link(hop_ms: float, link_mbit: float) -> Link:
+    if not 0.0 <= hop_ms <= MAX_HOP_MS:
+        raise InputError(f"--hop-ms {hop_ms:g}; 0 to {MAX_HOP_MS:g} are possible")
+    if not 0.001 <= link_mbit <= 1e6:
+        raise InputError(f"--link-mbit {link_mbit:g}; 0.001 to 1000000 are possible")
+    return Link(hop_ms / 1000, link_mbit * 125e3)
 
 
 def _describe(planned: Planned, geometry: Geometry, link: Link, ctx: int) -> str:

@@ -93,12 +93,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _stream(out: TextIO, generation: Generation, has_text: bool) -> Result:
     """Print tokens as they arrive; ids, space-separated, for a model without a tokenizer."""
+    began = False
     try:
         for token in generation:
             _write(out, token.text if has_text else f"{token.id} ")
+            began = True
     finally:
         generation.close()
-        print(file=out, flush=True)
+        if began:
+            print(file=out, flush=True)
     return generation.result()
 
 

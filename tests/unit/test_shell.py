@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.shell import parse_size_bytes, run_verb
-from coordinator.cluster import _endpoints
+from coordinator.cluster_options import endpoints
 from coordinator.report import format_bytes, format_table
 from kernels.errors import InputError, ModelError
 from tools import cli
@@ -73,13 +73,13 @@ def test_a_missing_extra_names_the_pip_command() -> None:
 @pytest.mark.parametrize("bind", ["7070", "tcp://127.0.0.1", "tcp://:70", "udp://127.0.0.1:7070"])
 def test_an_endpoint_that_cannot_be_bound(bind: str) -> None:
     with pytest.raises(InputError, match="write it like"):
-        _endpoints(bind, insecure=False)
+        endpoints(bind, insecure=False)
 
 
 def test_beyond_loopback_needs_consent() -> None:
     with pytest.raises(InputError, match="--insecure"):
-        _endpoints("tcp://0.0.0.0:7070", insecure=False)
-    assert _endpoints("tcp://0.0.0.0:7070", insecure=True) == (
+        endpoints("tcp://0.0.0.0:7070", insecure=False)
+    assert endpoints("tcp://0.0.0.0:7070", insecure=True) == (
         "tcp://0.0.0.0:7070", "tcp://0.0.0.0:7071", "tcp://0.0.0.0:7072",
     )  # fmt: skip
 

@@ -1,0 +1,58 @@
+"""What a cluster is asked for, checked before anything is started. Pure."""
+
+from coordinator.local import MAX_LOCAL_AGENTS
+from coordinator.plan import MAX_MEMBERS
+from kernels.errors import InputError, PromptError
+from weights.directory import ModelDirectory
+
+__all__ = ["DEFAULT_CONTEXT_TOKENS", "check_numbers", "checked_context", "endpoints"]
+
+DEFAULT_CONTEXT_TOKENS = 2048
+MAX_WAIT_S = 7 * 86400.0
+
+
+def check_numbers(local: int, min_agents: int, wait_s: float) -> None:
+    """Raise InputError if a number of agents or a waiting time makes no sense."""
+    if not 0 <= local <= MAX_LOCAL_AGENTS:
+        raise InputError(f"{local} local agents asked for; 1 to {MAX_LOCAL_AGENTS} are possible")
+    if not 1 <= min_agents <= MAX_MEMBERS:
+        raise InputError(f"{min_agents} agents to wait for; 1 to {MAX_MEMBERS} are possible")
+    # Written so that NaN fails.
+    if not 0.0 <= wait_s <= MAX_WAIT_S:
+        raise InputError(f"{wait_s:g} s to wait for agents; 0 to {MAX_WAIT_S:g} are possible")
+
+
+def checked_context(wanted: int | None, directory: ModelDirectory) -> int:
+    """Return the longest context to serve; the model's, at most 2048, if none is wanted.
+
+    Raises:
+        PromptError: more than the model allows.
+    """
+    limit = directory.config.context_tokens
+    if wanted is None:
+        return min(limit, DEFAULT_CONTEXT_TOKENS)
+    if not 2 <= wanted <= limit:
+        raise PromptError(f"context of {wanted} tokens; this model allows 2 to {limit}")
+    return wanted
+
+
+def endpoints(bind: str | None, insecure: bool) -> tuple[str, str, str]:
+    """Return the control, hot and bulk endpoints for `bind`, or free loopback ports.
+
+    Raises:
+        InputError: no endpoint, or one beyond loopback without consent.
+    """
+    if bind is None:
+        return ("tcp://127.0.0.1:*",) * 3
+    host, _, port = bind.removeprefix("tcp://").rpartition(":")
+    if not bind.startswith("tcp://") or not host or not port.isdigit():
+        raise InputError(f"cannot bind {bind!r}; write it like tcp://127.0.0.1:7070")
+    if not 1 <= int(port) <= 65533:
+        raise InputError(f"cannot bind {bind!r}; ports 1 to 65533 leave room for the next two")
+    if host not in ("127.0.0.1", "localhost", "[::1]") and not insecure:
+        raise InputError(
+            f"{host} is no loopback address and links are neither encrypted nor authenticated "
+            f"yet; pass --insecure to accept that on a network you trust"
+        )
+    first, second, third = (f"tcp://{host}:{int(port) + i}" for i in range(3))
+    return first, second, third

@@ -1,0 +1,112 @@
+"""What members answer, checked against what they were asked: arrays, candidates, logits.
+
+Replies carry no row table; their seq says what they answer. Views into the inbox are valid until
+the next exchange.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.frames import HEADER_BYTES, FrameType, Wire
+from agent.share import AtomRange, indices
+from agent.vocab_payload import TopRow, read_top_rows
+from coordinator.hot_link import HotLink, Reply
+from coordinator.plan import Plan
+from kernels.errors import RemoteError
+from kernels.layout import VOCAB_ROWS_PER_ATOM, Geometry
+
+__all__ = ["NonFiniteError", "ReplyReader"]
+
+F32 = npt.NDArray[np.float32]
+
+
+class NonFiniteError(Exception):
+    """A sum with inf or NaN, perhaps only because f16 overflowed."""
+
+
+class ReplyReader:
+    """Reads the replies of one plan's members.
+
+    Args:
+        link: whose inbox the replies lie in.
+        plan: the plan in force.
+        geometry: the model's shapes.
+    """
+
+    def __init__(self, link: HotLink, plan: Plan, geometry: Geometry) -> None:
+        self._link = link
+        self._geometry = geometry
+        self._names = [m.agent for m in plan.members]
+        self._vocab_ids = [_token_ids(m.vocab, geometry) for m in plan.members]
+
+    def check(self, replies: Sequence[Reply], kind: FrameType, wire: Wire, n_bytes: int) -> None:
+        """Check that every reply has the type, wire and payload size that was asked for.
+
+        Raises:
+            RemoteError: one has not; names the agent.
+        """
+        for header, _ in replies:
+            if (
+                header.type is not kind
+                or header.wire is not wire
+                or header.payload_bytes != n_bytes
+                or header.n_rows
+            ):
+                raise RemoteError(
+                    f"agent {self._names[header.rank]!r} answered {header.type.name} with "
+                    f"{header.n_rows} rows and {header.payload_bytes} bytes where {kind.name} "
+                    f"of {n_bytes} bytes was asked for; use one headwise release on all boards"
+                )
+
+    def payload(self, reply: Reply) -> memoryview:
+        """Return the payload of a reply."""
+        row: memoryview = self._link.inbox[reply.slot].data
+        return row[HEADER_BYTES : HEADER_BYTES + reply.header.payload_bytes]
+
+    def non_finite(self, rank: int, where: str) -> NonFiniteError:
+        """Return the error that a member's numbers in `where` are not finite."""
+        return NonFiniteError(f"agent {self._names[rank]!r} sent inf or NaN in {where}")
+
+    def tops(self, replies: Sequence[Reply], n_rows: int) -> list[list[TopRow]]:
+        """Return each vocab row's candidates from all holders, in rank order.
+
+        Raises:
+            NonFiniteError: a log-sum-exp is not finite.
+            RemoteError: a reply of another kind.
+        """
+        by_rank = []
+        for reply in replies:
+            self.check([reply], FrameType.TOP, reply.header.wire, reply.header.payload_bytes)
+            # A copy: candidates outlive the exchange.
+            top = read_top_rows(bytes(self.payload(reply)), n_rows)
+            if not all(np.isfinite(t.log_sum_exp) for t in top):
+                raise self.non_finite(reply.header.rank, "the logits")
+            by_rank.append(top)
+        return [list(tops) for tops in zip(*by_rank, strict=True)]
+
+    def logits(self, replies: Sequence[Reply], n_rows: int) -> F32:
+        """Return all logits, (n_rows, V) float32.
+
+        Raises:
+            NonFiniteError: one is not finite.
+            RemoteError: a reply of another kind.
+        """
+        logits = np.empty((n_rows, self._geometry.vocab_size), np.float32)
+        for reply in replies:
+            rank = reply.header.rank
+            ids = self._vocab_ids[rank]
+            self.check([reply], FrameType.LOGITS, reply.header.wire, 4 * n_rows * len(ids))
+            part = np.frombuffer(self.payload(reply), np.float32).reshape(n_rows, len(ids))
+            if not np.isfinite(part).all():
+                raise self.non_finite(rank, "the logits")
+            logits[:, ids] = part
+        return logits
+
+
+def _token_ids(vocab: tuple[AtomRange, ...], geometry: Geometry) -> npt.NDArray[np.int64]:
+    """Return the token ids of a member's vocab rows in their order."""
+    size = VOCAB_ROWS_PER_ATOM
+    parts = [np.arange(i * size, min((i + 1) * size, geometry.vocab_size)) for i in indices(vocab)]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)

@@ -1,0 +1,241 @@
+"""A real agent process against the same kernels called in this process: equal bit for bit."""
+
+import numpy as np
+import pytest
+
+from agent.frames import FrameType, Phase, Wire
+from agent.kv_ops import KvOp, KvOpCode
+from agent.member import make_member
+from agent.messages import Heartbeat, Ready
+from agent.vocab_payload import SamplerRow, pack_sampler_rows, read_top_rows
+from kernels.pool import Pool
+from kernels.vocab import log_sum_exp
+from tests.protocol.agent_harness import assignment, make_model, running
+
+OPEN, FORK, TRUNCATE, RELEASE = KvOpCode
+GREEDY = pack_sampler_rows([SamplerRow()])
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    with make_model(tmp_path_factory.mktemp("steps") / "model") as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def joined(directory, tmp_path_factory):
+    """A coordinator whose one agent has pulled a whole model and is READY."""
+    with running(directory, tmp_path_factory.mktemp("agent")) as (coordinator, _):
+        ready = coordinator.join()
+        assert isinstance(ready, Ready)
+        assert ready.pulled_bytes > 0
+        yield coordinator
+
+
+@pytest.fixture
+def cluster(joined):
+    """The same agent with context 1 open; all contexts are closed afterwards."""
+    joined.kv(KvOp(OPEN, 1, 100))
+    yield joined
+    joined.kv(KvOp(RELEASE, 1))
+
+
+@pytest.fixture
+def local(directory):
+    """The member's kernels in this process, with context 1 in slot 0."""
+    pool = Pool(1)
+    member = make_member(assignment(directory, 1), directory.manifest, directory.weights, pool)
+    member.kv.apply([KvOp(OPEN, 1, 100)])
+    yield member
+    pool.close()
+
+
+def begin(member, rows):
+    slots = np.zeros(len(rows), np.int32)
+    member.kv.prepare(np.array(rows, np.uint32), slots)
+    member.kernels.begin(slots, np.array([r[1] for r in rows], np.int32))
+
+
+def numbers(n_rows, seed=0):
+    x = np.random.default_rng(seed).standard_normal((n_rows, 64))
+    return x.astype(np.float16).astype(np.float32)
+
+
+def as_array(payload, wire, n_rows):
+    return np.frombuffer(payload, np.float16 if wire is Wire.F16 else np.float32).reshape(
+        n_rows, -1
+    )
+
+
+def rounded(x, wire):
+    return x.astype(np.float16) if wire is Wire.F16 else x
+
+
+@pytest.mark.parametrize("wire", Wire)
+@pytest.mark.parametrize("n_rows", [1, 5, 80])
+def test_partials_are_those_of_the_kernels(cluster, local, wire, n_rows):
+    rows = [(1, pos) for pos in range(n_rows)]
+    begin(local, rows)
+    for layer in (0, 1):
+        for phase in (Phase.ATTENTION, Phase.MLP):
+            x = numbers(n_rows, layer)
+            expected = np.zeros_like(x)
+            run = local.kernels.mlp if phase is Phase.MLP else local.kernels.attention
+            run(layer, x, expected)
+            header, payload = cluster.step(phase, layer, x, rows, wire=wire)
+            assert (header.type, header.wire) == (FrameType.PARTIAL, wire)
+            assert (header.layer, header.phase) == (layer, phase)
+            assert np.array_equal(as_array(payload, wire, n_rows), rounded(expected, wire))
+
+
+@pytest.mark.parametrize("wire", Wire)
+def test_a_stage_is_the_sum_of_its_phases(cluster, local, wire):
+    rows, x = [(1, 0), (1, 1), (1, 2)], numbers(3)
+    begin(local, rows)
+    residual = x.copy()
+    local.kernels.run_layers(residual)
+    header, payload = cluster.step(Phase.STAGE, 0, x, rows, wire=wire)
+    assert header.type is FrameType.RESIDUAL
+    assert np.array_equal(as_array(payload, wire, 3), rounded(residual, wire))
+    header, payload = cluster.step(Phase.STAGE, 0, x, rows, wire=wire, vocab_after=True)
+    assert (header.type, payload) == (FrameType.RESIDUAL, b"")
+
+
+def test_the_vocabulary_answers_with_its_best(cluster, local):
+    x = numbers(2, 5)
+    penalised = np.array([7, 299, 12], np.uint32)
+    samplers = [SamplerRow(), SamplerRow(0.5, 1.7, False, penalised)]
+    begin(local, [(1, 0), (1, 1)])
+    logits = np.zeros((2, 300), np.float32)
+    local.kernels.logits(x, logits)
+    low = logits[1, penalised]
+    logits[1, penalised] = np.where(low > 0, low / np.float32(1.7), low * np.float32(1.7))
+    block = pack_sampler_rows(samplers)
+    header, payload = cluster.step(Phase.VOCAB, 1, x, [(1, 0), (1, 1)], n_vocab_rows=2, block=block)
+    assert header.type is FrameType.TOP
+    for row, top, t in zip(logits, read_top_rows(payload, 2), (1.0, 0.5), strict=True):
+        order = np.lexsort((np.arange(300), -row))[:256]
+        assert np.array_equal(top.ids, order)
+        assert np.array_equal(top.logits, row[order])
+        assert top.log_sum_exp == log_sum_exp(row, t)
+
+
+def test_full_logits_of_the_last_rows_of_a_stage(cluster, local):
+    rows, x = [(1, pos) for pos in range(6)], numbers(6, 9)
+    begin(local, rows)
+    residual = x.copy()
+    local.kernels.run_layers(residual)
+    begin(local, rows[4:])
+    expected = np.zeros((2, 300), np.float32)
+    local.kernels.logits(residual[4:].copy(), expected)
+    block = pack_sampler_rows([SamplerRow(full_logits=True)] * 2)
+    header, payload = cluster.step(
+        Phase.STAGE, 0, x, rows, n_vocab_rows=2, block=block, vocab_after=True
+    )
+    assert header.type is FrameType.LOGITS
+    assert np.array_equal(as_array(payload, Wire.F32, 2), expected)
+    # The same rows go on as if nothing had happened.
+    header, payload = cluster.step(Phase.STAGE, 0, x, rows, wire=Wire.F32)
+    assert np.array_equal(as_array(payload, Wire.F32, 6), residual)
+
+
+def test_a_repeated_step_gives_the_same_answer(cluster):
+    rows, x = [(1, pos) for pos in range(4)], numbers(4)
+    first = cluster.step(Phase.ATTENTION, 1, x, rows)[1]
+    assert cluster.step(Phase.ATTENTION, 1, x, rows)[1] == first
+    # Rows in pieces, or a later token and back: context lives in positions, not in the agent.
+    pieces = [cluster.step(Phase.ATTENTION, 1, x[i : i + 1], rows[i : i + 1])[1] for i in range(4)]
+    assert b"".join(pieces) == first
+
+
+def test_contexts_in_one_frame_do_not_meet(cluster):
+    cluster.kv(KvOp(OPEN, 2, 10), KvOp(OPEN, 3, 10))
+    x = numbers(3)
+    alone = [cluster.step(Phase.ATTENTION, 0, x[i : i + 1], [(i + 1, 0)])[1] for i in range(3)]
+    together = cluster.step(Phase.ATTENTION, 0, x, [(1, 0), (2, 0), (3, 0)])[1]
+    assert together == b"".join(alone)
+    cluster.kv(KvOp(RELEASE, 2), KvOp(RELEASE, 3))
+
+
+def test_a_fork_goes_its_own_way(cluster):
+    x = numbers(71)
+    cluster.step(Phase.ATTENTION, 0, x[:70], [(1, pos) for pos in range(70)])
+    cluster.kv(KvOp(FORK, 2, 1, 69))
+    one = cluster.step(Phase.ATTENTION, 0, x[70:], [(1, 70)])[1]
+    cluster.step(Phase.ATTENTION, 0, -x[:2], [(2, 69), (2, 70)])
+    assert cluster.step(Phase.ATTENTION, 0, x[70:], [(1, 70)])[1] == one
+    same_again = cluster.step(Phase.ATTENTION, 0, x[69:], [(2, 69), (2, 70)])[1]
+    assert same_again[len(one) :] == one
+    cluster.kv(KvOp(TRUNCATE, 1, 10), KvOp(RELEASE, 2))
+    header, _ = cluster.step(Phase.ATTENTION, 0, x[:1], [(1, 11)])
+    assert header.type is FrameType.ERROR
+
+
+ERRORS = {
+    "unknown context": (dict(phase=0, layer=0, rows=[(9, 0)]), "context 9 is not open"),
+    "hole": (dict(phase=0, layer=0, rows=[(1, 5)]), "position 5 to 5 does not fit"),
+    "beyond context": (dict(phase=3, layer=0, rows=[(1, 2**31)]), "at most 192 tokens"),
+    "layer": (dict(phase=1, layer=2, rows=[(1, 0)]), "layer 2 is not in this member's stage"),
+    "too many rows": (
+        dict(phase=0, layer=0, rows=[(1, i) for i in range(81)]), "the plan allows 1 to 80"),
+    "no rows": (dict(phase=0, layer=0, rows=[]), "STEP of 0 rows"),
+    "payload too long": (dict(phase=0, layer=0, rows=[(1, 0)], block=b"1234"), "132 bytes"),
+    "no sampler": (
+        dict(phase=2, layer=0, rows=[(1, 0)], n_vocab_rows=1), "sampler block of 0 bytes ends"),
+    "fewer vocab rows": (
+        dict(phase=2, layer=0, rows=[(1, 0), (1, 1)], n_vocab_rows=1, block=GREEDY),
+        "VOCAB step with 1 vocab rows of 2"),
+    "vocab rows of a stage": (
+        dict(phase=3, layer=0, rows=[(1, 0)], n_vocab_rows=1, block=GREEDY), "without VOCAB_AFTER"),
+    "mixed": (
+        dict(phase=2, layer=0, rows=[(1, 0), (1, 1)], n_vocab_rows=2,
+             block=pack_sampler_rows([SamplerRow(), SamplerRow(full_logits=True)])), "send two"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_steps_that_cannot_be_run_are_answered_with_an_error(cluster, case):
+    fields, text = ERRORS[case]
+    rows = fields["rows"]
+    header, payload = cluster.step(x=numbers(len(rows)), **fields)
+    assert header.type is FrameType.ERROR
+    assert text in payload.decode()
+    header, _ = cluster.step(Phase.ATTENTION, 0, numbers(1), [(1, 0)])
+    assert header.type is FrameType.PARTIAL
+
+
+def test_failing_kv_operations_are_told_with_their_seq(cluster):
+    for op, text in [
+        (KvOp(RELEASE, 77), "context 77 is not open"),
+        (KvOp(OPEN, 5, 1000), "asks for 1000 tokens; the plan allows 192"),
+        (KvOp(FORK, 6, 1, 50), "context 1 has 0 tokens; 50 cannot be shared"),
+    ]:
+        seq = cluster.kv(op)
+        header, payload = cluster.receive()
+        assert (header.type, header.seq) == (FrameType.ERROR, seq)
+        assert text in payload.decode()
+
+
+def test_foreign_and_malformed_frames_are_dropped_in_silence(cluster):
+    step = cluster.header(FrameType.STEP)
+    cluster.send(step._replace(run_id=1), [(1, 0)], b"\0" * 128)
+    cluster.send(step._replace(epoch=2), [(1, 0)], b"\0" * 128)
+    cluster.send(cluster.header(FrameType.PING))
+    cluster.send(cluster.header(FrameType.HELLO))
+    for junk in (b"", b"\0" * 40, b"H\x01" + b"\xff" * 100, b"x" * 5000):
+        cluster.hot.send_multipart([cluster.routes[0], junk])
+    cluster.hot.send_multipart([cluster.routes[0], b"one", b"two"])
+    # The next reply answers the next step: nothing else came back.
+    header, _ = cluster.step(Phase.ATTENTION, 0, numbers(1), [(1, 0)])
+    assert header.type is FrameType.PARTIAL
+
+
+def test_heartbeats_show_progress(cluster):
+    before = cluster.until(Heartbeat)
+    cluster.step(Phase.ATTENTION, 0, numbers(1), [(1, 0)])
+    while (after := cluster.until(Heartbeat)).progress <= before.progress:
+        pass
+    assert after.epoch == 1
+    assert after.kv_free_pages >= 1
+    assert after.resident_bytes > 0
+    assert after.memory_available_bytes > 0

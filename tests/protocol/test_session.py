@@ -1,0 +1,244 @@
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from agent import events as ev
+from agent.messages import (
+    Assignment,
+    Bye,
+    Failed,
+    Hello,
+    Loading,
+    Ready,
+    Refused,
+    Release,
+    Shutdown,
+    Versions,
+    Welcome,
+)
+from agent.session import DIAL_S, MAX_RETRY_S, Link, Session
+
+VERSIONS = Versions("0.1.0", 1, 1, 1)
+HELLO = Hello("a", "i", VERSIONS, 4, 4, 1000, 1e9)
+WELCOME = Welcome(7, 1, 2, 1.0, VERSIONS)
+
+
+def assignment(epoch, run_id=7):
+    return Assignment(run_id, epoch, 0, "m", 1, (), (), "f16", "f16", 1, 1, 1, 1)
+
+
+def ready(epoch):
+    return Ready(epoch, 1, 2, 3, 0.5)
+
+
+def fresh():
+    return Session(HELLO, "tcp://c:1", random.Random(1))
+
+
+def joined():
+    session = fresh()
+    assert session.on_event(ev.Tick(), 0.0) == [ev.Dial()]
+    assert session.on_event(ev.LinkUp(), 0.1) == [ev.Send(HELLO)]
+    assert session.on_event(ev.Received(WELCOME), 0.2) == [ev.OpenHot(WELCOME)]
+    return session
+
+
+def loaded(session, epoch, now_s=1.0):
+    told = assignment(epoch)
+    assert session.on_event(ev.Received(told), now_s)[-1] == ev.Load(told)
+    assert session.on_event(ev.Loaded(ready(epoch)), now_s) == [ev.Adopt(epoch)]
+    assert session.on_event(ev.Joined(epoch), now_s) == [ev.Send(ready(epoch))]
+
+
+def test_the_way_to_ready():
+    session = joined()
+    told = assignment(1)
+    assert session.on_event(ev.Received(told), 1.0) == [ev.Load(told)]
+    assert session.on_event(ev.Progress(1, 5, 9), 1.1) == [ev.Send(Loading(1, 5, 9))]
+    assert session.on_event(ev.Loaded(ready(1)), 1.2) == [ev.Adopt(1)]
+    assert session.on_event(ev.Joined(1), 1.3) == [ev.Send(ready(1))]
+    assert session.on_event(ev.Tick(), 1.25) == [ev.SendHeartbeat(1)]
+
+
+def test_heartbeats_keep_their_rhythm():
+    session = joined()
+    assert session.next_due_s() == pytest.approx(1.2)
+    assert session.on_event(ev.Tick(), 1.0) == []
+    assert session.on_event(ev.Tick(), 1.2) == [ev.SendHeartbeat(0)]
+    assert session.next_due_s() == pytest.approx(2.2)
+
+
+@pytest.mark.parametrize("heartbeat_s", [0.0, -5.0, 1e9])
+def test_an_absurd_heartbeat_period_is_bounded(heartbeat_s):
+    session = fresh()
+    session.on_event(ev.Tick(), 0.0)
+    session.on_event(ev.Received(Welcome(7, 1, 2, heartbeat_s, VERSIONS)), 0.0)
+    assert 0.05 <= session.next_due_s() <= 10.0
+
+
+def test_a_lost_link_drops_everything_and_dials_again():
+    session = joined()
+    loaded(session, 1)
+    session.on_event(ev.Received(assignment(2)), 2.0)
+    actions = session.on_event(ev.LinkLost("gone"), 3.0)
+    assert actions[0] == ev.Warn("lost the coordinator at tcp://c:1: gone")
+    assert actions[1:] == [ev.CancelLoad(2), ev.CloseHot(), ev.HangUp()]
+    assert session.on_event(ev.Loaded(ready(2)), 3.0) == [ev.Drop(2)]
+    assert session.on_event(ev.Tick(), session.next_due_s()) == [ev.Dial()]
+
+
+def test_retries_back_off_with_jitter():
+    session, now_s, waits = fresh(), 0.0, []
+    for _ in range(12):
+        assert session.on_event(ev.Tick(), now_s) == [ev.Dial()]
+        actions = session.on_event(ev.Tick(), now_s + DIAL_S)
+        assert "no answer from the coordinator at tcp://c:1 within 5 s" in actions[0].text
+        waits.append(session.next_due_s() - now_s - DIAL_S)
+        now_s = session.next_due_s()
+    assert 0.1 <= waits[0] <= 0.2
+    assert all(MAX_RETRY_S / 2 <= w <= MAX_RETRY_S for w in waits[6:])
+    assert len(set(waits)) == len(waits)
+
+
+def test_a_new_assignment_takes_the_place_of_one_that_is_loading():
+    session = joined()
+    session.on_event(ev.Received(assignment(1)), 1.0)
+    told = assignment(2)
+    assert session.on_event(ev.Received(told), 1.0) == [ev.CancelLoad(1), ev.Load(told)]
+    assert session.on_event(ev.Loaded(ready(1)), 1.0) == [ev.Drop(1)]
+
+
+@pytest.mark.parametrize("told", [assignment(1), assignment(0), assignment(3, run_id=8)])
+def test_old_epochs_and_other_runs_are_refused(told):
+    session = joined()
+    loaded(session, 1)
+    (action,) = session.on_event(ev.Received(told), 2.0)
+    assert isinstance(action.message, Failed)
+    assert "not newer" in action.message.reason
+
+
+def test_two_epochs_at_most():
+    session = joined()
+    loaded(session, 1)
+    loaded(session, 2)
+    (action,) = session.on_event(ev.Received(assignment(3)), 2.0)
+    assert action == ev.Send(Failed(3, "2 epochs are held already; release one first"))
+    assert session.on_event(ev.Received(Release(1)), 2.0) == [ev.Drop(1)]
+    loaded(session, 4)
+
+
+def test_release_of_a_loading_epoch_cancels_it():
+    session = joined()
+    session.on_event(ev.Received(assignment(1)), 1.0)
+    assert session.on_event(ev.Received(Release(1)), 1.0) == [ev.CancelLoad(1)]
+
+
+def test_failures_are_told():
+    session = joined()
+    session.on_event(ev.Received(assignment(1)), 1.0)
+    actions = session.on_event(ev.LoadFailed(1, "no memory"), 1.0)
+    assert actions == [ev.Drop(1), ev.Send(Failed(1, "no memory"))]
+    assert session.on_event(ev.LoadFailed(1, "again"), 1.0) == []
+
+
+def test_versions_must_agree():
+    session = fresh()
+    session.on_event(ev.Tick(), 0.0)
+    other = Welcome(7, 1, 2, 1.0, Versions("0.2.0", 1, 1, 2))
+    assert session.on_event(ev.Received(other), 0.0) == [
+        ev.Exit(
+            1,
+            "this agent (0.1.0) has numerics version 1, the coordinator (0.2.0) 2; install the "
+            "same headwise release on both sides",
+        )
+    ]
+
+
+def test_refusal_ends_the_process_or_waits_long():
+    session = fresh()
+    session.on_event(ev.Tick(), 0.0)
+    (action,) = session.on_event(ev.Received(Refused("name taken")), 1.0)
+    assert action == ev.Exit(1, "the coordinator at tcp://c:1 refused this agent: name taken")
+    session.on_event(ev.Received(Refused("busy", retry=True)), 1.0)
+    assert session.link is Link.WAITING
+    assert session.next_due_s() - 1.0 >= MAX_RETRY_S / 2
+
+
+def test_shutdown_leaves_or_waits_for_the_next_run():
+    session = joined()
+    actions = session.on_event(ev.Received(Shutdown("done")), 1.0)
+    assert actions[0] == ev.Send(Bye("done"))
+    assert actions[2:] == [ev.CloseHot(), ev.HangUp()]
+    session = joined()
+    actions = session.on_event(ev.Received(Shutdown("done", leave=True)), 1.0)
+    assert actions == [ev.Send(Bye("done")), ev.Exit(0, "done")]
+
+
+def test_stop_says_bye_where_somebody_listens():
+    assert fresh().on_event(ev.Stop("SIGTERM"), 0.0) == [ev.Exit(0, "SIGTERM")]
+    assert joined().on_event(ev.Stop("SIGTERM"), 1.0) == [
+        ev.Send(Bye("SIGTERM")), ev.Exit(0, "SIGTERM")
+    ]  # fmt: skip
+
+
+LINK_EVENTS = [
+    ev.LinkUp(), ev.LinkLost("x"), ev.Received(WELCOME), ev.Received(Shutdown("x")),
+    ev.Received(Refused("x", True)),
+]  # fmt: skip
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """Any order of events: what is held stays within bounds and is always given back."""
+
+    def __init__(self):
+        super().__init__()
+        self.session = fresh()
+        self.now_s = 0.0
+        self.hot_open = False
+        self.held = set()
+
+    def happen(self, event):
+        self.now_s += 0.01
+        for action in self.session.on_event(event, self.now_s):
+            match action:
+                case ev.OpenHot():
+                    assert not self.hot_open
+                    self.hot_open = True
+                case ev.CloseHot():
+                    self.hot_open = False
+                    self.held.clear()
+                case ev.Adopt(epoch):
+                    assert self.hot_open
+                    self.held.add(epoch)
+                case ev.Drop(epoch):
+                    self.held.discard(epoch)
+
+    @rule(wait_s=st.floats(0, 20))
+    def tick(self, wait_s):
+        self.now_s += wait_s
+        self.happen(ev.Tick())
+
+    @rule(event=st.sampled_from(LINK_EVENTS))
+    def link(self, event):
+        self.happen(event)
+
+    @rule(epoch=st.integers(1, 6), kind=st.integers(0, 5))
+    def epoch_event(self, epoch, kind):
+        event = [
+            ev.Received(assignment(epoch)), ev.Loaded(ready(epoch)), ev.Joined(epoch),
+            ev.LoadFailed(epoch, "x"), ev.Progress(epoch, 1, 2), ev.Received(Release(epoch)),
+        ][kind]  # fmt: skip
+        self.happen(event)
+
+    @invariant()
+    def bounds(self):
+        assert len(self.held) <= 2
+        assert self.hot_open == (self.session.link is Link.JOINED)
+        assert self.session.next_due_s() <= self.now_s + 10.0
+
+
+SessionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSessionMachine = SessionMachine.TestCase

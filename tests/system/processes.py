@@ -1,0 +1,169 @@
+"""Commands as real processes: read while they run, waited for with deadlines, never left behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+__all__ = ["AGENT", "HEADWISE", "Command", "free_port", "wait_until"]
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADWISE = (sys.executable, "-m", "tools.cli")
+AGENT = (sys.executable, "-m", "agent")
+DEADLINE_S = 60.0
+
+
+def free_port(n_ports: int = 3) -> int:
+    """Return the first of n_ports free ports in a row, as `--bind` needs them."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+        try:
+            for i in range(n_ports):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port + i))
+        except (OSError, OverflowError):
+            continue
+        return port
+
+
+def wait_until(found: Callable[[], bool], within_s: float = DEADLINE_S) -> bool:
+    """Wait for something that nothing announces; False when it is not so within the time."""
+    nothing = threading.Condition()
+    with nothing:
+        # Between two looks the thread waits for a notification that never comes.
+        deadline_s = time.monotonic() + within_s
+        while not found():
+            if time.monotonic() > deadline_s:
+                return False
+            nothing.wait(0.02)
+    return True
+
+
+class Command:
+    """One running command, `headwise` unless `program` says otherwise.
+
+    Attributes:
+        popen: the process, in a session of its own.
+    """
+
+    def __init__(
+        self,
+        *words: str | Path,
+        program: Sequence[str] = HEADWISE,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        self.popen = subprocess.Popen(
+            [*program, *map(str, words)],
+            cwd=cwd,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+                **(env or {}),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._changed = threading.Condition()
+        self._texts = {"stdout": bytearray(), "stderr": bytearray()}
+        self._readers = [
+            threading.Thread(target=self._read, args=(name,), daemon=True) for name in self._texts
+        ]
+        self._family: dict[int, psutil.Process] = {}
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def stdout(self) -> str:
+        return self._texts["stdout"].decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self._texts["stderr"].decode(errors="replace")
+
+    def until(self, stream: str, pattern: str, within_s: float = DEADLINE_S) -> re.Match[str]:
+        """Wait until a stream holds what the pattern says, while the process runs."""
+
+        def found() -> re.Match[str] | None:
+            return re.search(pattern, self._texts[stream].decode(errors="replace"))
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() or not self._reading(), within_s)
+            match = found()
+        assert match, f"{pattern!r} is not in {stream}: {self.stdout!r} {self.stderr!r}"
+        return match
+
+    def wait(self, within_s: float = DEADLINE_S) -> int:
+        """Wait for the end and return the exit code."""
+        code = self.popen.wait(within_s)
+        for reader in self._readers:
+            reader.join(within_s)
+        return code
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to this process alone, not to its children."""
+        self.popen.send_signal(number)
+
+    def agents(self) -> dict[str, psutil.Process]:
+        """Return the agents that this coordinator has started, by name."""
+        found = {}
+        for child in psutil.Process(self.popen.pid).children():
+            words = child.cmdline()
+            if "--name" in words:
+                self._family[child.pid] = child
+                found[words[words.index("--name") + 1]] = child
+        return found
+
+    def leftovers(self, within_s: float = 0.0) -> list[psutil.Process]:
+        """Return which of the agents seen by `agents` still live after the time."""
+        return psutil.wait_procs(self._family.values(), timeout=within_s)[1]
+
+    def close(self) -> None:
+        """Kill the process and the agents that were seen."""
+        if self.popen.poll() is None:
+            self.agents()
+            self.popen.kill()
+        self.popen.wait()
+        for orphan in self.leftovers():
+            orphan.kill()
+        for reader, pipe in zip(self._readers, (self.popen.stdout, self.popen.stderr), strict=True):
+            reader.join(DEADLINE_S)
+            assert pipe is not None
+            pipe.close()
+
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _reading(self) -> bool:
+        return any(reader.is_alive() for reader in self._readers)
+
+    def _read(self, name: str) -> None:
+        pipe = getattr(self.popen, name)
+        while data := os.read(pipe.fileno(), 65536):
+            with self._changed:
+                self._texts[name] += data
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()

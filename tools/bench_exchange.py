@@ -1,0 +1,201 @@
+"""What a phase costs outside kernels, against a bare pyzmq ping of equal frames.
+
+`python tools/bench_exchange.py --agents 1,2,3` makes a random model with the hidden size of
+TinyLlama and little else, so that kernels are short, and alternates decode steps with pings of
+frames of the same size to as many echo processes. Prints a table and a final JSON line.
+
+Two pings: the bare one, whose processes never rest, and one whose peers compute as long as our
+kernels before they answer (their computing is taken off again). The second is what ZeroMQ itself
+costs in our rhythm: cores and caches that slept meanwhile take longer to answer.
+"""
+
+import argparse
+import json
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import zmq
+
+from agent.frames import payload_offset
+from agent.ids import KvId
+from agent.kv_ops import KvOp, KvOpCode
+from agent.shell import run_verb
+from agent.sockets import HOT, set_options
+from coordinator.cluster import Cluster
+from coordinator.engine import Engine, Rows, StepTimes
+from weights.convert import convert_random
+
+__all__ = ["add_arguments", "run"]
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+# An agent's end without headwise: receive into a buffer, compute as long as the frame's first
+# four bytes say, send the same bytes back.
+ECHO = """
+import struct, sys, time, zmq
+socket = zmq.Context().socket(zmq.DEALER)
+socket.setsockopt(zmq.ROUTING_ID, sys.argv[2].encode())
+socket.setsockopt(zmq.RCVTIMEO, 60000)
+socket.connect(sys.argv[1])
+buffer = bytearray(1 << 20)
+socket.send(b"hello")
+while True:
+    n = socket.recv_into(buffer)
+    if n == 1:
+        break
+    until = time.perf_counter_ns() + 1000 * struct.unpack_from("<I", buffer)[0]
+    while time.perf_counter_ns() < until:
+        pass
+    socket.send(memoryview(buffer)[:n])
+"""
+
+
+class Pings:
+    """N echo processes and a ROUTER that pings them all and waits for all echoes."""
+
+    def __init__(self, n_peers: int, frame_bytes: int) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        set_options(self._socket, HOT)
+        self._socket.setsockopt(zmq.RCVTIMEO, 30000)
+        port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+        self._routes = [f"echo-{i}".encode() for i in range(n_peers)]
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", ECHO, f"tcp://127.0.0.1:{port}", route.decode()]
+            )
+            for route in self._routes
+        ]
+        self._frame = bytearray(frame_bytes)
+        self._buffer = bytearray(frame_bytes)
+        for _ in self._routes:
+            self._socket.recv_multipart()
+
+    def round_s(self, n_rounds: int, work_s: float = 0.0) -> float:
+        """Return the mean time of one round: a frame to every peer, an echo from every peer.
+
+        Each peer computes for work_s before it answers; that time is taken off.
+        """
+        struct.pack_into("<I", self._frame, 0, int(1e6 * work_s))
+        started_s = time.perf_counter()
+        for _ in range(n_rounds):
+            for route in self._routes:
+                self._socket.send(route, zmq.SNDMORE)
+                self._socket.send(self._frame)
+            for _ in self._routes:
+                self._socket.recv()
+                self._socket.recv_into(self._buffer)
+        return (time.perf_counter() - started_s) / n_rounds - work_s
+
+    def close(self) -> None:
+        """End the echo processes."""
+        for route in self._routes:
+            self._socket.send_multipart([route, b"x"])
+        for process in self._processes:
+            process.wait(10)
+        self._context.destroy(linger=0)
+
+
+def phase_s(cluster: Cluster, engine: Engine, n_steps: int) -> tuple[float, float]:
+    """Return (seconds outside kernels, seconds in kernels) of one phase, mean of n_steps."""
+    kv_id = KvId(4_000_000_000)
+    engine.times = StepTimes()
+    engine.control_kv([KvOp(KvOpCode.OPEN, kv_id, n_steps)])
+    x = np.empty((1, cluster.directory.config.hidden_size), np.float32)
+    started_s = time.perf_counter()
+    for pos in range(n_steps):
+        cluster.directory.embedding_row(pos % 512, x[0])
+        engine.step(x, Rows([kv_id], [pos]))
+    total_s = time.perf_counter() - started_s
+    engine.control_kv([KvOp(KvOpCode.RELEASE, kv_id)])
+    times = engine.times
+    n_phases = times.n_dispatches
+    return (total_s - times.kernels_s) / n_phases, times.kernels_s / n_phases
+
+
+def measure(model: Path, n_agents: int, n_repeats: int, n_steps: int) -> dict[str, float]:
+    """Alternate steps and pings n_repeats times; return medians in seconds and their ratio."""
+    with Cluster(model, local=n_agents, place="spread") as cluster:
+        engine = cluster.engine
+        n_phases = 44 if n_agents > 1 else 1
+        d = cluster.directory.config.hidden_size
+        pings = Pings(n_agents, payload_offset(1) + 2 * d)
+        try:
+            _, kernels_s = phase_s(cluster, engine, 20)
+            pings.round_s(200)
+            n_rounds = n_steps * n_phases
+            rows = [
+                (
+                    *phase_s(cluster, engine, n_steps),
+                    pings.round_s(n_rounds),
+                    pings.round_s(n_rounds, kernels_s),
+                )
+                for _ in range(n_repeats)
+            ]
+        finally:
+            pings.close()
+    return {
+        "agents": n_agents,
+        "outside_kernels_s": statistics.median(r[0] for r in rows),
+        "kernels_s": statistics.median(r[1] for r in rows),
+        "bare_ping_s": statistics.median(r[2] for r in rows),
+        "working_ping_s": statistics.median(r[3] for r in rows),
+        "ratio_bare": statistics.median(r[0] / r[2] for r in rows),
+        "ratio_working": statistics.median(r[0] / r[3] for r in rows),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the benchmark."""
+    parser.add_argument("--agents", default="1,2,3", help="agent counts (1,2,3)")
+    parser.add_argument("-r", "--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=40, help="decode steps a repeat")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark and print its table and JSON line."""
+    with tempfile.TemporaryDirectory() as scratch:
+        config = Path(scratch) / "config.json"
+        config.write_text(json.dumps(CONFIG))
+        model = Path(scratch) / "model"
+        convert_random(config, model, "f16", seed=1)
+        results = []
+        columns = ["outside_kernels_s", "kernels_s", "bare_ping_s", "working_ping_s"]
+        print("us:     outside kernels  kernels  bare ping  working ping  ratio bare  working")
+        for count in (int(word) for word in args.agents.split(",")):
+            r = measure(model, count, args.repeats, args.steps)
+            results.append(r)
+            us = [1e6 * r[c] for c in columns]
+            print(
+                f"{count} agents {us[0]:14.0f} {us[1]:8.0f} {us[2]:10.0f} {us[3]:13.0f} "
+                f"{r['ratio_bare']:11.2f} {r['ratio_working']:8.2f}",
+                flush=True,
+            )
+    print(json.dumps({"results": results}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("bench_exchange", "Cost of a phase outside kernels.", (add_arguments, run)))
