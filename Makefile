@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test slow lint setup clean
 
 demo: $(VENV)/run.done
-	$(BIN)/headwise run --local 3 --stats -n 200 -p "Once upon a time"
+	$(BIN)/headwise run --local 3 --stats --echo -n 200 -p "Once upon a time"
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest

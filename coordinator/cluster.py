@@ -170,6 +170,11 @@ class Cluster:
         """Process ids of the agents that `local` started."""
         return self._local.pids if self._local else {}
 
+    @property
+    def local_threads(self) -> int:
+        """Kernel threads of each agent that `local` started."""
+        return self._local.n_threads if self._local else 0
+
     def agent_names(self) -> list[AgentName]:
         """Names of the agents that are here now, in the order of the planner's offers."""
         return [offer.name for offer in self._control.offers()]

@@ -37,13 +37,16 @@ class LocalAgents:
         control_port: the coordinator's control port.
         model_dir: the model directory, which they map instead of pulling its atoms.
         verbose: let them log at INFO level.
+
+    Attributes:
+        n_threads: kernel threads of each agent, the cores shared out.
     """
 
     def __init__(
         self, n_agents: int, control_port: int, model_dir: Path, verbose: bool = False
     ) -> None:
         n_cores = len(psutil.Process().cpu_affinity() or [0])
-        self._n_threads = max(1, n_cores // n_agents)
+        self.n_threads = max(1, n_cores // n_agents)
         self._verbose = verbose
         self._model_dir = model_dir.resolve()
         self._coordinator = f"tcp://127.0.0.1:{control_port}"
@@ -62,7 +65,7 @@ class LocalAgents:
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
         command = [
             sys.executable, "-m", "agent", "--coordinator", self._coordinator, "--name", name,
-            "--threads", str(self._n_threads), "--model-dir", str(self._model_dir),
+            "--threads", str(self.n_threads), "--model-dir", str(self._model_dir),
             "--leave-with-fd", str(self._read_fd),
         ]  # fmt: skip
         if self._verbose:

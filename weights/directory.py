@@ -72,6 +72,7 @@ class ModelDirectory:
         self.manifest = manifest
         self.weights: npt.NDArray[np.uint8] = np.frombuffer(mapping, dtype=np.uint8)
         self._mapping = mapping
+        self._verified_embedding: set[int] = set()
         # A tied model's embedding rows are its vocab rows.
         self._row_kind: AtomKind = "vocab" if manifest.config.tied_embeddings else "embedding"
 
@@ -120,8 +121,11 @@ class ModelDirectory:
     def embedding_row(self, token_id: int, out: npt.NDArray[np.float32]) -> None:
         """Write the embedding of a token into `out`: (hidden_size,) float32.
 
+        An atom's hash is checked when its first row is read: nobody else may read these bytes.
+
         Raises:
             PromptError: the vocabulary has no such token.
+            ModelError: the atom that holds the row is damaged.
         """
         vocab_size = self.config.vocab_size
         if not 0 <= token_id < vocab_size:
@@ -130,9 +134,11 @@ class ModelDirectory:
                 f"it has tokens 0 to {vocab_size - 1}"
             )
         index, row = divmod(token_id, VOCAB_ROWS_PER_ATOM)
-        section = self.manifest.section(self._row_kind)
-        start = section.offset_bytes + index * section.stride_bytes
-        blob = self.weights[start : start + section.stride_bytes]
+        location = self.manifest.atom(self._row_kind, -1, index)
+        if index not in self._verified_embedding:
+            self.verify_atoms([location])
+            self._verified_embedding.add(index)
+        blob = self.atom_bytes(location)
         unpack_row(blob, row, self.config.hidden_size, self.manifest.fmt, out)
 
     def path(self, name: str) -> Path | None:
