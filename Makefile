@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/run.done
 	$(BIN)/headwise run --local 3 --stats --echo -n 200 -p "Once upon a time"
 
+# Two workers: most tests wait for processes to start; a file's tests share its clusters.
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/dev.done
 	$(BIN)/python -m pytest -m "slow or netns"

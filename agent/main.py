@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         HeadwiseError: wrong arguments, or a machine that cannot be an agent.
     """
     check_this_platform()
+    # Until the runtime takes over, imports and compilers hold nothing that must be put in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if args.leave_with_fd is not None:
         _leave_with(args.leave_with_fd)
     address = parse_address(args.coordinator)

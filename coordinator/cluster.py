@@ -9,6 +9,7 @@
 One thread uses a Cluster. Sockets of the control and bulk channels live in threads of their own.
 """
 
+import importlib.util
 import secrets
 import statistics
 import time
@@ -93,8 +94,7 @@ class Cluster:
         check_numbers(local, min_agents, wait_s)
         self._directory = ModelDirectory.open(demo_path() if model is None else model)
         self.context_tokens = checked_context(context_tokens, self._directory)
-        has_tokenizer = self._directory.path("tokenizer.json") is not None
-        self.tokenizer = Tokenizer(self._directory) if has_tokenizer else None
+        self.tokenizer, self._no_tokenizer = _tokenizer(self._directory)
         self._place: Place = place or ("spread" if local else "auto")
         self._wire: KvFormat = "f32" if exact else "f16"
         self._kv: KvFormat = kv or self._wire
@@ -272,7 +272,7 @@ class Cluster:
         if (prompt is None) == (prompt_ids is None):
             raise PromptError("give either a prompt or prompt ids")
         if prompt is not None and self.tokenizer is None:
-            raise PromptError("this model has no tokenizer; give token ids with --prompt-ids")
+            raise PromptError(self._no_tokenizer)
         if prompt is not None and self.tokenizer is not None:
             prompt_ids = self.tokenizer.encode(prompt)
         return Generation(
@@ -338,3 +338,19 @@ class Cluster:
     def _lost_reason(self, rank: Rank) -> str:
         """Return why the member of that rank is gone, or ""."""
         return self._control.lost_reason(self.plan.members[rank].agent) if self.plan else ""
+
+
+def _tokenizer(directory: ModelDirectory) -> tuple[Tokenizer | None, str]:
+    """Return the model's tokenizer, or None and why prompts in words cannot be served.
+
+    Raises:
+        ModelError: tokenizer.json is damaged.
+    """
+    if directory.path("tokenizer.json") is None:
+        return None, "this model has no tokenizer; give token ids with --prompt-ids"
+    if importlib.util.find_spec("tokenizers") is None:
+        return None, (
+            "prompts in words need the Python package 'tokenizers'; add it with: "
+            "pip install 'headwise[run]', or give token ids with --prompt-ids"
+        )
+    return Tokenizer(directory), ""

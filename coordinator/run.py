@@ -15,6 +15,7 @@ from coordinator.cluster_args import add_cluster_arguments, cluster_options
 from coordinator.generation import Generation, Result
 from coordinator.report import placement_table, speed_line
 from coordinator.sampling import SamplingOptions
+from coordinator.stops import StopMatcher
 from kernels.errors import PromptError
 
 __all__ = ["add_arguments", "run"]
@@ -70,6 +71,10 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     prompt, prompt_ids = _prompt(args)
+    # Found now rather than after every board has loaded its weights.
+    StopMatcher(args.stop)
+    if args.max_tokens < 1:
+        raise PromptError(f"max tokens is {args.max_tokens}; ask for at least 1")
     with Cluster(**cluster_options(args)) as cluster:
         if args.stats:
             print(placement_table(cluster), file=sys.stderr, flush=True)
