@@ -32,7 +32,7 @@ __all__ = ["CacheEntry", "default_cache_root", "is_disk_trouble", "write_file"]
 _RECORD = struct.Struct("<QI16sI")
 _DISK_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
-    errno.EFBIG,
+    errno.EFBIG, errno.ENOENT, errno.ESTALE,
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def default_cache_root() -> Path:
 
 
 def is_disk_trouble(error: OSError) -> bool:
-    """Tell whether an error means that the disk is full, read-only or not ours to write."""
+    """Tell whether a cache cannot be used: full, read-only, not ours to write, or removed."""
     return error.errno in _DISK_ERRNOS
 
 
@@ -119,7 +119,7 @@ class CacheEntry:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another process may have removed the entry between the two calls above.
+            # Somebody may have deleted the cache between the two calls above.
             if os.fstat(fd).st_ino == path.stat().st_ino:
                 self._lock_fd, fd = fd, -1
                 return True
@@ -199,10 +199,12 @@ class CacheEntry:
         Raises:
             OSError: the disk is full or fails.
         """
-        if not self._unsynced:
+        # Forgotten first: a sync that is tried again after it failed may hide what was lost.
+        atoms, self._unsynced = self._unsynced, []
+        if not atoms:
             return
         os.fdatasync(self._weights_fd)
-        records = b"".join(_record(atom) for atom in self._unsynced)
+        records = b"".join(_record(atom) for atom in atoms)
         fd = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             end = _RECORD.size * len(_parse(os.pread(fd, os.fstat(fd).st_size, 0)))
@@ -212,23 +214,12 @@ class CacheEntry:
             os.fsync(fd)
         finally:
             os.close(fd)
-        self._unsynced.clear()
 
     def forget(self, atoms: Iterable[AtomLocation]) -> None:
         """Take damaged atoms out of the journal. Needs the lock."""
         damaged = {a.offset_bytes for a in atoms}
         kept = [(o, h) for o, h in self._read_journal().items() if o not in damaged]
         write_file(self._journal_path, b"".join(_pack(offset, 0, name) for offset, name in kept))
-
-    def remove(self) -> None:
-        """Delete the entry; mappings that are open stay valid."""
-        for path in (self._journal_path, self._weights_path, self._manifest_path):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-        self.unlock()
-        with contextlib.suppress(OSError):
-            (self.directory / "lock").unlink(missing_ok=True)
-            self.directory.rmdir()
 
 
 def _parse(journal: bytes) -> list[tuple[int, str]]:

@@ -5,7 +5,7 @@ Plain data between the state machine of `session` and the sockets, threads and c
 
 from typing import NamedTuple
 
-from agent.ids import Epoch
+from agent.ids import Epoch, RunId
 from agent.messages import AgentMessage, Assignment, CoordinatorMessage, Ready, Welcome
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "LinkUp",
     "Load",
     "LoadFailed",
+    "LoadKey",
     "Loaded",
     "OpenHot",
     "Progress",
@@ -33,6 +34,18 @@ __all__ = [
     "Tick",
     "Warn",
 ]
+
+
+class LoadKey(NamedTuple):
+    """Names one assignment and all work for it.
+
+    Every coordinator counts epochs from 1: without the run, late work of a former one would pass
+    for that of the present one.
+    """
+
+    run_id: RunId
+    epoch: Epoch
+
 
 # Events.
 
@@ -56,7 +69,7 @@ class Received(NamedTuple):
 class Progress(NamedTuple):
     """The loader has so many bytes of an assignment on the board."""
 
-    epoch: Epoch
+    key: LoadKey
     done_bytes: int
     total_bytes: int
 
@@ -64,19 +77,20 @@ class Progress(NamedTuple):
 class Loaded(NamedTuple):
     """The loader is done: the hot loop can take the member."""
 
+    key: LoadKey
     ready: Ready
 
 
 class Joined(NamedTuple):
     """The hot loop has taken a member and sent its HELLO frame."""
 
-    epoch: Epoch
+    key: LoadKey
 
 
 class LoadFailed(NamedTuple):
     """An assignment cannot be carried out."""
 
-    epoch: Epoch
+    key: LoadKey
     reason: str
 
 
@@ -133,21 +147,21 @@ class Load(NamedTuple):
 
 
 class CancelLoad(NamedTuple):
-    """Give up loading an epoch."""
+    """Give up loading for an assignment."""
 
-    epoch: Epoch
+    key: LoadKey
 
 
 class Adopt(NamedTuple):
     """Hand a loaded member to the hot loop."""
 
-    epoch: Epoch
+    key: LoadKey
 
 
 class Drop(NamedTuple):
-    """Free what an epoch holds."""
+    """Free what an assignment holds."""
 
-    epoch: Epoch
+    key: LoadKey
 
 
 class Warn(NamedTuple):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import zmq
 
-from agent.events import Event, Joined, LinkLost, LoadFailed
+from agent.events import Event, Joined, LinkLost, LoadFailed, LoadKey
 from agent.frames import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
@@ -57,11 +57,13 @@ class HotLoop:
         endpoint: the coordinator's hot port.
         routing_id: how the coordinator addresses this agent.
         run_id: frames of other runs are dropped.
-        post: takes events for the control thread; safe to call from this loop's thread.
+        post: takes events for the control thread; safe to call from this loop's thread. A loop
+            that was asked to stop posts nothing more.
         after: the loop of a former run, which may still be inside a kernel; this one waits for
             it, because both use the same worker threads.
 
     Attributes:
+        run_id: the run that it serves.
         n_steps: finished steps, the progress that heartbeats report.
         n_stale: frames of another run or epoch, dropped silently.
         n_malformed: frames that break docs/wire.md, dropped.
@@ -78,7 +80,7 @@ class HotLoop:
     ) -> None:
         self._endpoint = endpoint
         self._routing_id = routing_id
-        self._run_id = run_id
+        self.run_id = run_id
         self._post = post
         self._after = after
         self._inbox = np.empty(MAX_FRAME_BYTES, np.uint8)
@@ -139,7 +141,7 @@ class HotLoop:
         except Exception as e:
             # Without its hot loop an agent is of no use: dial again and start over.
             log.exception("hot loop ended endpoint=%s", self._endpoint)
-            self._post(LinkLost(f"the hot loop failed: {e!r}"))
+            self._tell(LinkLost(f"the hot loop failed: {e!r}"))
         finally:
             self._members.clear()
             self._steppers.clear()
@@ -162,7 +164,7 @@ class HotLoop:
         """Answer one frame; raises WireError if it is no frame of the hot channel."""
         header = read_header(self._inbox_bytes, n_bytes)
         stepper = self._steppers.get(header.epoch)
-        if stepper is None or header.run_id != self._run_id:
+        if stepper is None or header.run_id != self.run_id:
             self.n_stale += 1
             return
         kind = header.type
@@ -218,7 +220,7 @@ class HotLoop:
             kind,
             Wire.F32,
             epoch,
-            self._run_id,
+            self.run_id,
             seq,
             layer,
             phase,
@@ -248,9 +250,14 @@ class HotLoop:
             reason = (
                 f"the hot port {self._endpoint} does not answer within {CONNECT_S:.0f} s; open it"
             )
-            self._post(LoadFailed(epoch, reason))
+            self._tell(LoadFailed(LoadKey(self.run_id, epoch), reason))
             return
-        self._post(Joined(epoch))
+        self._tell(Joined(LoadKey(self.run_id, epoch)))
+
+    def _tell(self, event: Event) -> None:
+        # The control thread has moved on from a stopped loop, perhaps to the next link.
+        if not self._stopping:
+            self._post(event)
 
     def _drop_malformed(self, why: WireError) -> None:
         self.n_malformed += 1

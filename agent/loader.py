@@ -18,8 +18,8 @@ import zmq
 
 from agent.bulk import Cancelled, pull_objects
 from agent.cache import CacheEntry, is_disk_trouble
-from agent.events import Event, Loaded, LoadFailed, Progress
-from agent.ids import Epoch, ModelId
+from agent.events import Event, Loaded, LoadFailed, LoadKey, Progress
+from agent.ids import ModelId
 from agent.member import Member, check_assignment, kv_shape, make_member, wanted_atoms
 from agent.messages import Ready
 from agent.pull import Wanted
@@ -60,6 +60,11 @@ class _Job:
     bulk_endpoint: str
     cancelled: threading.Event
 
+    @property
+    def key(self) -> LoadKey:
+        """The assignment's name in events."""
+        return LoadKey(self.assignment.run_id, self.assignment.epoch)
+
 
 class Loader:
     """Loads members in a thread of its own.
@@ -79,28 +84,32 @@ class Loader:
         self._pool = pool
         self._post = post
         self._stores: dict[ModelId, Store] = {}
-        self._members: dict[Epoch, Member] = {}
+        self._members: dict[LoadKey, Member] = {}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._current: dict[Epoch, threading.Event] = {}
+        self._current: dict[LoadKey, threading.Event] = {}
+        # Makes "not cancelled, so keep and post" one step towards `cancel`.
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
         self._thread.start()
 
     def load(self, assignment: Assignment, bulk_endpoint: str) -> None:
         """Begin an assignment; ends in Loaded or LoadFailed, or silently if cancelled."""
-        cancelled = threading.Event()
-        self._current[assignment.epoch] = cancelled
-        self._jobs.put(_Job(assignment, bulk_endpoint, cancelled))
+        job = _Job(assignment, bulk_endpoint, threading.Event())
+        self._current[job.key] = job.cancelled
+        self._jobs.put(job)
 
-    def cancel(self, epoch: Epoch) -> None:
-        """Give up an epoch that is still loading."""
-        cancelled = self._current.pop(epoch, None)
-        if cancelled is not None:
-            cancelled.set()
+    def cancel(self, key: LoadKey) -> None:
+        """Give up an assignment; nothing more is posted for it and its member is freed."""
+        with self._lock:
+            cancelled = self._current.pop(key, None)
+            if cancelled is not None:
+                cancelled.set()
+            self._members.pop(key, None)
 
-    def take(self, epoch: Epoch) -> Member | None:
+    def take(self, key: LoadKey) -> Member | None:
         """Hand over a loaded member; its last reference then belongs to the caller."""
-        self._current.pop(epoch, None)
-        return self._members.pop(epoch, None)
+        self._current.pop(key, None)
+        return self._members.pop(key, None)
 
     @property
     def resident_bytes(self) -> int:
@@ -117,20 +126,30 @@ class Loader:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            epoch = job.assignment.epoch
+            key = job.key
             try:
-                ready = self._carry_out(job)
-                self._post(Loaded(ready))
+                member, ready = self._carry_out(job)
+                self._tell(job, Loaded(key, ready), member)
+                del member
             except Cancelled:
-                log.info("epoch=%d loading was cancelled", epoch)
+                log.info("epoch=%d loading was cancelled", key.epoch)
             except HeadwiseError as e:
-                self._post(LoadFailed(epoch, str(e)))
+                self._tell(job, LoadFailed(key, str(e)))
             except Exception as e:
-                log.exception("epoch=%d loading failed", epoch)
-                self._post(LoadFailed(epoch, f"internal error: {e!r}"[:MAX_REASON]))
+                log.exception("epoch=%d loading failed", key.epoch)
+                self._tell(job, LoadFailed(key, f"internal error: {e!r}"[:MAX_REASON]))
             del job
 
-    def _carry_out(self, job: _Job) -> Ready:
+    def _tell(self, job: _Job, event: Event, member: Member | None = None) -> None:
+        """Post an event and keep the member it announces, unless the job was cancelled."""
+        with self._lock:
+            if job.cancelled.is_set():
+                return
+            if member is not None:
+                self._members[job.key] = member
+            self._post(event)
+
+    def _carry_out(self, job: _Job) -> tuple[Member, Ready]:
         started_s = time.monotonic()
         assignment = job.assignment
         store = self._store(job)
@@ -140,7 +159,7 @@ class Loader:
         weights_bytes = sum(a.n_bytes for a in atoms)
         kv_bytes = kv_shape(assignment, manifest.geometry).pool_bytes
         self._check_memory(weights_bytes, kv_bytes)
-        progress = _Progress(self._post, assignment.epoch, weights_bytes)
+        progress = _Progress(lambda event: self._tell(job, event), job.key, weights_bytes)
 
         def pull(wanted: Sequence[Wanted], take: Callable[[Wanted, bytearray], None]) -> None:
             base_bytes = progress.done_bytes
@@ -155,13 +174,12 @@ class Loader:
         if job.cancelled.is_set():
             raise Cancelled("the assignment was withdrawn")
         member = make_member(assignment, manifest, store.weights, self._pool)
-        self._members[assignment.epoch] = member
         seconds = time.monotonic() - started_s
         log.info(
             "epoch=%d loaded weights_bytes=%d kv_bytes=%d pulled_bytes=%d seconds=%.2f",
             assignment.epoch, weights_bytes, kv_bytes, pulled_bytes, seconds,
         )  # fmt: skip
-        return Ready(assignment.epoch, weights_bytes, kv_bytes, pulled_bytes, seconds)
+        return member, Ready(assignment.epoch, weights_bytes, kv_bytes, pulled_bytes, seconds)
 
     def _check_memory(self, weights_bytes: int, kv_bytes: int) -> None:
         offered = self._options.memory_bytes
@@ -237,9 +255,9 @@ def _keep_manifest(entry: CacheEntry | None, data: bytes) -> CacheEntry | None:
 class _Progress:
     """Posts how far loading is, a few times a second."""
 
-    def __init__(self, post: Callable[[Event], None], epoch: Epoch, total_bytes: int) -> None:
+    def __init__(self, post: Callable[[Event], None], key: LoadKey, total_bytes: int) -> None:
         self._post = post
-        self._epoch = epoch
+        self._key = key
         self._total_bytes = total_bytes
         self._posted_s = 0.0
         self.done_bytes = 0
@@ -254,8 +272,8 @@ class _Progress:
         now_s = time.monotonic()
         if now_s - self._posted_s >= PROGRESS_S:
             self._posted_s = now_s
-            self._post(Progress(self._epoch, done_bytes, self._total_bytes))
+            self._post(Progress(self._key, done_bytes, self._total_bytes))
 
     def finish(self) -> None:
         """Post that all is there."""
-        self._post(Progress(self._epoch, self._total_bytes, self._total_bytes))
+        self._post(Progress(self._key, self._total_bytes, self._total_bytes))

@@ -30,6 +30,7 @@ from agent.events import (
     LinkUp,
     Load,
     LoadFailed,
+    LoadKey,
     OpenHot,
     Received,
     Send,
@@ -195,12 +196,12 @@ class Runtime:
                 self._close_hot()
             case Load(assignment):
                 self._loader.load(assignment, self._bulk_endpoint)
-            case CancelLoad(epoch):
-                self._loader.cancel(epoch)
-            case Adopt(epoch):
-                self._adopt(epoch)
-            case Drop(epoch):
-                self._drop(epoch)
+            case CancelLoad(key):
+                self._loader.cancel(key)
+            case Adopt(key):
+                self._adopt(key)
+            case Drop(key):
+                self._drop(key)
             case Warn(text):
                 log.warning("%s", text)
             case Exit():
@@ -259,14 +260,14 @@ class Runtime:
         if hot is not None:
             hot.stop()
 
-    def _adopt(self, epoch: Epoch) -> None:
-        member = self._loader.take(epoch)
-        if member is None or self._hot is None:
-            self._mailbox.post(LoadFailed(epoch, "the hot link closed while loading"))
+    def _adopt(self, key: LoadKey) -> None:
+        member, hot = self._loader.take(key), self._hot
+        if member is None or hot is None or member.assignment.run_id != hot.run_id:
+            self._mailbox.post(LoadFailed(key, "the hot link closed while loading"))
         else:
-            self._hot.adopt(epoch, member)
+            hot.adopt(key.epoch, member)
 
-    def _drop(self, epoch: Epoch) -> None:
-        self._loader.take(epoch)
-        if self._hot is not None:
-            self._hot.drop(epoch)
+    def _drop(self, key: LoadKey) -> None:
+        self._loader.take(key)
+        if self._hot is not None and self._hot.run_id == key.run_id:
+            self._hot.drop(key.epoch)

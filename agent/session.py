@@ -26,6 +26,7 @@ from agent.events import (
     Load,
     Loaded,
     LoadFailed,
+    LoadKey,
     OpenHot,
     Progress,
     Received,
@@ -86,8 +87,8 @@ class Session:
         self._due_s = 0.0
         self._heartbeat_s = 1.0
         self._run_id = RunId(0)
-        self._loading: Epoch | None = None
-        self._loaded: dict[Epoch, Ready] = {}
+        self._loading: LoadKey | None = None
+        self._loaded: dict[LoadKey, Ready] = {}
         self._newest = Epoch(0)
 
     def next_due_s(self) -> float:
@@ -126,24 +127,24 @@ class Session:
                 now_s,
             )
         self._due_s = now_s + self._heartbeat_s
-        return [SendHeartbeat(max(self._loaded, default=Epoch(0)))]
+        return [SendHeartbeat(max((key.epoch for key in self._loaded), default=Epoch(0)))]
 
     def _on_loader(self, event: Event) -> list[Action]:
         match event:
-            case Progress(epoch, done_bytes, total_bytes) if epoch == self._loading:
-                return [Send(Loading(epoch, done_bytes, total_bytes))]
-            case Loaded(ready) if ready.epoch == self._loading:
+            case Progress(key, done_bytes, total_bytes) if key == self._loading:
+                return [Send(Loading(key.epoch, done_bytes, total_bytes))]
+            case Loaded(key, ready) if key == self._loading:
                 self._loading = None
-                self._loaded[ready.epoch] = ready
-                return [Adopt(ready.epoch)]
-            case Loaded(ready):
-                return [Drop(ready.epoch)]
-            case Joined(epoch) if epoch in self._loaded:
-                return [Send(self._loaded[epoch])]
-            case LoadFailed(epoch, reason) if epoch == self._loading or epoch in self._loaded:
-                self._loading = None if epoch == self._loading else self._loading
-                self._loaded.pop(epoch, None)
-                return [Drop(epoch), Send(Failed(epoch, reason))]
+                self._loaded[key] = ready
+                return [Adopt(key)]
+            case Loaded(key):
+                return [Drop(key)]
+            case Joined(key) if key in self._loaded:
+                return [Send(self._loaded[key])]
+            case LoadFailed(key, reason) if key == self._loading or key in self._loaded:
+                self._loading = None if key == self._loading else self._loading
+                self._loaded.pop(key, None)
+                return [Drop(key), Send(Failed(key.epoch, reason))]
         return []
 
     def _on_message(self, message: CoordinatorMessage, now_s: float) -> list[Action]:
@@ -168,11 +169,12 @@ class Session:
             case Assignment() if self.link is Link.JOINED:
                 return self._on_assignment(message)
             case Release(epoch) if self.link is Link.JOINED:
-                self._loaded.pop(epoch, None)
-                if epoch == self._loading:
+                key = LoadKey(self._run_id, epoch)
+                self._loaded.pop(key, None)
+                if key == self._loading:
                     self._loading = None
-                    return [CancelLoad(epoch)]
-                return [Drop(epoch)]
+                    return [CancelLoad(key)]
+                return [Drop(key)]
         return []
 
     def _on_welcome(self, welcome: Welcome, now_s: float) -> list[Action]:
@@ -196,7 +198,7 @@ class Session:
             reason = f"{len(self._loaded)} epochs are held already; release one first"
             return [Send(Failed(epoch, reason))]
         superseded = [] if self._loading is None else [CancelLoad(self._loading)]
-        self._loading = self._newest = epoch
+        self._loading, self._newest = LoadKey(self._run_id, epoch), epoch
         return [*superseded, Load(assignment)]
 
     def _give_up(self, why: str, now_s: float) -> list[Action]:

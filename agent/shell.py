@@ -5,6 +5,8 @@ traceback unless they pass -v.
 """
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import re
@@ -40,8 +42,13 @@ def run_verb(prog: str, description: str, verb: Verb, argv: Sequence[str] | None
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shall not end the program.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        return run(args)
+        code = run(args)
+        sys.stdout.flush()
     except HeadwiseError as e:
         if args.verbose:
             logging.getLogger(prog).exception("failed")
@@ -50,10 +57,21 @@ def run_verb(prog: str, description: str, verb: Verb, argv: Sequence[str] | None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nothing is left to say, not even at exit.
+    except OSError as e:
+        if args.verbose:
+            logging.getLogger(prog).exception("failed")
+        return _on_os_error(e)
+    return code
+
+
+def _on_os_error(e: OSError) -> int:
+    """Explain output that cannot be written; whoever closed our pipe needs no explanation."""
+    # What could not be written shall not be tried again at exit.
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    if not isinstance(e, BrokenPipeError):
+        print(f"error: cannot read or write: {e.strerror or e}", file=sys.stderr)
+    return 1
 
 
 def parse_size_bytes(text: str) -> int:
@@ -63,7 +81,7 @@ def parse_size_bytes(text: str) -> int:
         argparse.ArgumentTypeError: not a size.
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
+    if match is None or len(text) > 20:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 512M or 2G")
     power = " kmgt".index(match[2].lower() or " ")
     return int(float(match[1]) * 1024**power)

@@ -168,7 +168,7 @@ class CacheStore(Store):
                 if not is_disk_trouble(e):
                     raise
                 log.warning("cache %s fails (%s); running from memory", self._entry.directory, e)
-                self._leave_cache(self._entry)
+                self._leave_cache()
         if not len(self.weights):
             self._allocate(atoms)
         missing = [a for a in atoms if a.offset_bytes not in self._verified]
@@ -251,8 +251,11 @@ class CacheStore(Store):
         mapping = mmap.mmap(-1, self.manifest.weights_bytes)
         self.weights = np.frombuffer(mapping, np.uint8)
 
-    def _leave_cache(self, entry: CacheEntry) -> None:
-        """Go on without the cache: mapped atoms are copied, the entry's disk space is freed."""
+    def _leave_cache(self) -> None:
+        """Go on without the cache: mapped atoms are copied.
+
+        What the journal names stays for the next start, and for other agents that use the entry.
+        """
         old, kept = self.weights, self._verified
         self._entry, self.weights, self._verified = None, np.empty(0, np.uint8), {}
         held = list(kept.values())
@@ -264,7 +267,6 @@ class CacheStore(Store):
             if content_hash(memoryview(data)) == atom.hash:
                 self._keep_in_memory(atom, data)
                 self._verified[atom.offset_bytes] = atom
-        entry.remove()
 
 
 def _wait_lock(entry: CacheEntry, cancelled: Event) -> None:

@@ -59,8 +59,9 @@ def _compiling_once(what: str) -> Iterator[None]:
         lock.close()
     try:
         yield
-        with contextlib.suppress(OSError):
-            marker.touch()
+        if not marker.exists():
+            with contextlib.suppress(OSError):
+                marker.touch()
     finally:
         if lock is not None:
             lock.close()

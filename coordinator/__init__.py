@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coordinator.cluster import Cluster
-    from coordinator.generation import Generation, Result, Timings, Token
+    from coordinator.generation import Generation
+    from coordinator.results import Result, Timings, Token
     from coordinator.sampling import SamplingOptions
 
 __all__ = ["Cluster", "Generation", "Result", "SamplingOptions", "Timings", "Token"]
@@ -22,10 +23,10 @@ __all__ = ["Cluster", "Generation", "Result", "SamplingOptions", "Timings", "Tok
 _HOMES = {
     "Cluster": "coordinator.cluster",
     "Generation": "coordinator.generation",
-    "Result": "coordinator.generation",
+    "Result": "coordinator.results",
     "SamplingOptions": "coordinator.sampling",
-    "Timings": "coordinator.generation",
-    "Token": "coordinator.generation",
+    "Timings": "coordinator.results",
+    "Token": "coordinator.results",
 }
 
 

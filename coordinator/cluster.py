@@ -9,11 +9,13 @@
 One thread uses a Cluster. Sockets of the control and bulk channels live in threads of their own.
 """
 
+import contextlib
 import importlib.util
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -33,9 +35,10 @@ from coordinator.engine import Engine, Rows
 from coordinator.generation import Generation
 from coordinator.hot_link import HotLink
 from coordinator.local import LocalAgents
-from coordinator.plan import Plan, check_model, check_plan
+from coordinator.plan import Plan, check_model, check_plan, member_weights_bytes
 from coordinator.planner import Link, Offer, Place, Planned, PlanRequest, make_plan
 from coordinator.sampling import SamplingOptions
+from coordinator.writer import Writer
 from kernels.errors import PlanError, PromptError, ResourceError
 from weights.demo import demo_path
 from weights.directory import ModelDirectory
@@ -48,7 +51,7 @@ MAX_ROWS = 64
 N_CONTEXTS = 4
 # Loopback round trips as measured by tools/bench_exchange.py; real links are issue 5's matter.
 LOOPBACK = Link(hop_s=150e-6, bytes_per_s=1e9)
-LOAD_TIMEOUT_S = 600.0
+LOAD_STALL_S = 120.0
 
 
 class Cluster:
@@ -91,7 +94,7 @@ class Cluster:
         insecure: bool = False,
         verbose: bool = False,
     ) -> None:
-        check_numbers(local, min_agents, wait_s)
+        check_numbers(local, bind, min_agents, wait_s)
         self._directory = ModelDirectory.open(demo_path() if model is None else model)
         self.context_tokens = checked_context(context_tokens, self._directory)
         self.tokenizer, self._no_tokenizer = _tokenizer(self._directory)
@@ -102,14 +105,18 @@ class Cluster:
         self._epoch = Epoch(0)
         self._last_kv_id = 0
         self._engine: Engine | None = None
+        self._generations: weakref.WeakSet[Generation] = weakref.WeakSet()
+        # Closed in reverse order, each even if another fails.
+        self._parts = contextlib.ExitStack()
+        self._parts.callback(self._directory.close)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._closers: list[Callable[[], None]] = []
+        self._parts.callback(self._context.destroy, linger=0)
         self._local: LocalAgents | None = None
         self.planned: Planned | None = None
         self.plan: Plan | None = None
         try:
             self._bind(bind, insecure)
-            self._start_agents(local or (bind is None), verbose)
+            self._start_agents(local or int(bind is None), verbose)
             names = list(self.local_pids)
             self._control.wait_agents(len(names) or min_agents, wait_s, names)
             self.install(plan or self.make_plan())
@@ -122,11 +129,13 @@ class Cluster:
         control_at, hot_at, bulk_at = endpoints(bind, insecure)
         try:
             self._hot = HotLink(self._context, hot_at, self._run_id, self._lost_reason)
-            self._closers.append(self._hot.close)
+            self._parts.callback(self._hot.close)
             self._bulk = BulkServer(self._context, bulk_at, self._run_id, self._directory)
-            self._closers.append(self._bulk.close)
+            self._parts.callback(self._bulk.close)
             ports = (self._hot.port, self._bulk.port)
             self._control = Control(self._context, control_at, self._run_id, *ports)
+            # Once more, and last, if no agents come to be started.
+            self._parts.callback(self._control.close)
         except ResourceError as e:
             if bind is None:
                 raise
@@ -134,15 +143,13 @@ class Cluster:
 
     def _start_agents(self, n_agents: int, verbose: bool) -> None:
         """Start local agents, if any, and see to it that all agents hear of the run's end."""
-        try:
-            if n_agents:
-                model_dir = self._directory.directory
-                self._local = LocalAgents(n_agents, self._control.port, model_dir, verbose)
-                self._control.watch(self._local.exit_reason)
-                self._closers.append(self._local.close)
-        finally:
-            # Closed first: agents are told to leave before their processes are ended.
-            self._closers.append(lambda: self._control.close(leave=self._local is not None))
+        if n_agents:
+            model_dir = self._directory.directory
+            self._local = LocalAgents(n_agents, self._control.port, model_dir, verbose)
+            self._control.watch(self._local.exit_reason)
+            self._parts.callback(self._local.close)
+        # Closed first: agents are told to leave before their processes are ended.
+        self._parts.callback(self._control.close, leave=n_agents > 0)
 
     @property
     def directory(self) -> ModelDirectory:
@@ -174,6 +181,17 @@ class Cluster:
     def local_threads(self) -> int:
         """Kernel threads of each agent that `local` started."""
         return self._local.n_threads if self._local else 0
+
+    def weights_bytes(self) -> dict[AgentName, int]:
+        """Return the bytes of weights that each member of the plan in force holds."""
+        if self.plan is None:
+            return {}
+        geometry = self._directory.geometry
+        return {
+            member.agent: member_weights_bytes(member, stage, geometry)
+            for stage in self.plan.stages
+            for member in stage.members
+        }
 
     def agent_names(self) -> list[AgentName]:
         """Names of the agents that are here now, in the order of the planner's offers."""
@@ -210,6 +228,8 @@ class Cluster:
     def install(self, plan: Plan) -> None:
         """Put a plan into force and wait until every member is ready.
 
+        Texts that are being written under the former plan end.
+
         Raises:
             PlanError: it does not fit the model or names agents that are not here.
             RemoteError: a member cannot carry out its part, or is lost.
@@ -217,6 +237,7 @@ class Cluster:
         check_plan(plan, self._directory.geometry)
         self._check_members(plan)
         previous, self._engine = self._epoch, None
+        self._end_texts()
         self._epoch = Epoch(previous + 1)
         told = assignments(
             plan,
@@ -232,7 +253,7 @@ class Cluster:
         if previous:
             self._control.release(previous)
         self._control.assign(told)
-        self._control.wait_ready(self._epoch, list(told), LOAD_TIMEOUT_S)
+        self._control.wait_ready(self._epoch, list(told), LOAD_STALL_S)
         geometry = self._directory.geometry
         reply_bytes = largest_reply_bytes(plan, geometry, MAX_ROWS)
         self._hot.join(list(told), self._epoch, reply_bytes, time.monotonic() + 10.0)
@@ -275,7 +296,7 @@ class Cluster:
             raise PromptError(self._no_tokenizer)
         if prompt is not None and self.tokenizer is not None:
             prompt_ids = self.tokenizer.encode(prompt)
-        return Generation(
+        writer = Writer(
             self.engine,
             self._directory,
             self.tokenizer,
@@ -286,6 +307,9 @@ class Cluster:
             stop=stop,
             kv_id=self._next_kv_id(),
         )
+        generation = Generation(writer)
+        self._generations.add(generation)
+        return generation
 
     def logits(self, token_ids: Sequence[int], chunk_rows: int = 16) -> npt.NDArray[np.float32]:
         """Return the logits after each token of a given text, (n_tokens, V) float32.
@@ -314,11 +338,12 @@ class Cluster:
 
     def close(self) -> None:
         """End local agents, tell others that the run is over, and close all sockets."""
-        for close in reversed(self._closers):
-            close()
-        self._closers.clear()
-        self._context.destroy(linger=0)
-        self._directory.close()
+        self._end_texts()
+        self._parts.close()
+
+    def _end_texts(self) -> None:
+        for generation in list(self._generations):
+            generation.close()
 
     def __enter__(self) -> "Cluster":
         return self

@@ -11,8 +11,13 @@ DEFAULT_CONTEXT_TOKENS = 2048
 MAX_WAIT_S = 7 * 86400.0
 
 
-def check_numbers(local: int, min_agents: int, wait_s: float) -> None:
+def check_numbers(local: int, bind: str | None, min_agents: int, wait_s: float) -> None:
     """Raise InputError if a number of agents or a waiting time makes no sense."""
+    if local and bind is not None:
+        raise InputError(
+            "local agents and agents that dial in cannot be mixed; give --local or --bind, and "
+            "start `headwise agent` on this machine too if it shall take part"
+        )
     if not 0 <= local <= MAX_LOCAL_AGENTS:
         raise InputError(f"{local} local agents asked for; 1 to {MAX_LOCAL_AGENTS} are possible")
     if not 1 <= min_agents <= MAX_MEMBERS:
@@ -45,7 +50,11 @@ def endpoints(bind: str | None, insecure: bool) -> tuple[str, str, str]:
     if bind is None:
         return ("tcp://127.0.0.1:*",) * 3
     host, _, port = bind.removeprefix("tcp://").rpartition(":")
-    if not bind.startswith("tcp://") or not host or not port.isdigit():
+    if (
+        not bind.startswith("tcp://")
+        or not host
+        or not (port.isascii() and port.isdecimal() and len(port) <= 5)
+    ):
         raise InputError(f"cannot bind {bind!r}; write it like tcp://127.0.0.1:7070")
     if not 1 <= int(port) <= 65533:
         raise InputError(f"cannot bind {bind!r}; ports 1 to 65533 leave room for the next two")

@@ -80,6 +80,7 @@ class Control:
         self._changed = threading.Condition()
         self._failures: dict[AgentName, tuple[Epoch, str]] = {}
         self._awaited_s: dict[AgentName, float] = {}
+        self._fault = ""
         self._exit_reason: Callable[[AgentName], str] = lambda _: ""
         self._socket = context.socket(zmq.ROUTER)
         set_options(self._socket, CONTROL)
@@ -109,6 +110,8 @@ class Control:
     def lost_reason(self, name: AgentName) -> str:
         """Return why an agent that owes an answer is gone, or ""; cheap, from any thread."""
         with self._changed:
+            if self._fault:
+                return self._fault
             self._awaited_s[name] = time.monotonic()
             agent = self._membership.get(name)
             if agent is None:
@@ -134,6 +137,7 @@ class Control:
                     reason = self._exit_reason(name)
                     if reason:
                         raise AgentLostError(f"agent {name!r} did not start: {reason}")
+                self._raise_fault()
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     raise RemoteError(
@@ -155,14 +159,16 @@ class Control:
         for name in holders:
             self._tell(name, Release(epoch), Released(name, epoch))
 
-    def wait_ready(self, epoch: Epoch, names: Sequence[AgentName], wait_s: float) -> None:
+    def wait_ready(self, epoch: Epoch, names: Sequence[AgentName], stall_s: float) -> None:
         """Wait until every agent of `names` is ready to serve an epoch.
 
+        Loading may take as long as it makes progress: weights come over slow links too.
+
         Raises:
-            RemoteError: an agent cannot carry out its part, or is not ready in time.
+            RemoteError: an agent cannot carry out its part, or none made progress for stall_s.
             AgentLostError: an agent is gone.
         """
-        deadline_s = time.monotonic() + wait_s
+        deadline_s, seen = time.monotonic() + stall_s, -1
         with self._changed:
             while True:
                 waiting = []
@@ -176,24 +182,33 @@ class Control:
                         raise RemoteError(f"agent {name!r} cannot load its part: {reason}")
                     if agent.state != AgentState.READY or agent.epoch != epoch:
                         waiting.append(name)
+                self._raise_fault()
                 if not waiting:
                     return
+                loaded = self._loaded_bytes(waiting) - len(waiting)
+                if loaded != seen:
+                    deadline_s, seen = time.monotonic() + stall_s, loaded
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     raise RemoteError(
-                        f"agents {', '.join(waiting)} are not ready after {wait_s:g} s; "
-                        f"look at their logs"
+                        f"agents {', '.join(waiting)} are not ready and made no progress for "
+                        f"{stall_s:g} s; look at their logs"
                     )
                 self._changed.wait(min(left_s, 1.0))
+
+    def _loaded_bytes(self, names: Sequence[AgentName]) -> int:
+        agents = [self._membership.get(name) for name in names]
+        return sum(a.loading.done_bytes for a in agents if a is not None and a.loading is not None)
 
     def close(self, leave: bool = False) -> None:
         """Tell the agents that the run is over and end the thread; `leave` asks them to exit."""
         if not self._thread.is_alive():
+            self._outer.close(linger=0)
             return
         with self._changed:
             names = [a.name for a in self._membership.alive()]
         for name in names:
-            with contextlib.suppress(AgentLostError):
+            with contextlib.suppress(RemoteError):
                 self._tell(name, Shutdown("the coordinator has finished", leave), None)
         # Agents say BYE; a link that closed at once might never deliver the message.
         with self._changed:
@@ -205,6 +220,7 @@ class Control:
     def _tell(self, name: AgentName, message: CoordinatorMessage, event: Event | None) -> None:
         """Hand a message to the thread, and note it as an event before it can be answered."""
         with self._changed:
+            self._raise_fault()
             agent = self._membership.get(name)
             if agent is None or not agent.alive:
                 raise AgentLostError(f"agent {name!r} is gone; it cannot be given work")
@@ -212,9 +228,25 @@ class Control:
                 self._membership.on_event(event, time.monotonic())
             self._outer.send_multipart([agent.link, encode(message)])
 
+    def _raise_fault(self) -> None:
+        if self._fault:
+            raise RemoteError(f"{self._fault}; start the coordinator again")
+
     # The thread.
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as e:
+            log.exception("control thread ended")
+            with self._changed:
+                self._fault = f"internal error in the control thread: {e!r}"
+                self._changed.notify_all()
+        finally:
+            self._socket.close(linger=500)
+            self._inner.close(linger=0)
+
+    def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._inner, zmq.POLLIN)
@@ -229,8 +261,6 @@ class Control:
             if self._socket in ready:
                 self._receive()
             self._tick()
-        self._socket.close(linger=500)
-        self._inner.close(linger=0)
 
     def _receive(self) -> None:
         parts = self._socket.recv_multipart()

@@ -123,6 +123,7 @@ class Engine:
         Raises:
             AgentLostError: a member's link is closed.
         """
+        self._check_in_force()
         payload = pack_kv_ops(ops)
         frame = bytearray(HEADER_BYTES + len(payload))
         header = self._header(FrameType.KV, Wire.F32)._replace(payload_bytes=len(payload))
@@ -134,14 +135,19 @@ class Engine:
             self._link.send(Rank(rank), frame)
 
     def step(
-        self, x: F32, rows: Rows, samplers: Sequence[SamplerRow] = ()
+        self,
+        x: F32,
+        rows: Rows,
+        samplers: Sequence[SamplerRow] = (),
+        times: StepTimes | None = None,
     ) -> list[list[TopRow]] | F32:
         """Take rows through all layers, and the last len(samplers) of them to the vocabulary.
 
         Args:
-            x: embeddings of the rows, (n_rows, D) f32; becomes the final residual in place.
+            x: embeddings of the rows, (n_rows, D) f32, unchanged.
             rows: context and position of each row.
             samplers: what the vocab holders need for each of the last rows.
+            times: where to add up the time of this step; None keeps the last one given.
 
         Returns:
             For each vocab row the holders' best candidates; or, if the samplers ask for full
@@ -151,6 +157,8 @@ class Engine:
             AgentLostError: a member died, froze or was cut off.
             RemoteError: a member reports an error, or partial sums are not finite in f32 either.
         """
+        self._check_in_force()
+        self.times = times or self.times
         started_s = time.perf_counter()
         spent_s = self.times.kernels_s + self.times.exchange_s
         work = self._workspace(len(x))
@@ -168,7 +176,6 @@ class Engine:
                     f"{again}, with f32 on the wire too; the weights or that agent's memory are "
                     f"damaged: run `headwise verify`"
                 ) from again
-        x[:] = work.x
         spent_s = self.times.kernels_s + self.times.exchange_s - spent_s
         self.times.coordinator_s += time.perf_counter() - started_s - spent_s
         self.times.n_steps += 1
@@ -236,6 +243,10 @@ class Engine:
             work.payload[wire][:] = work.flat
 
     # Everything below runs once a step or less.
+
+    def _check_in_force(self) -> None:
+        if self._link.epoch != self._epoch:
+            raise RemoteError("the plan was replaced meanwhile; start the request again")
 
     def _read_residual(
         self, replies: list[Reply], dispatch: Dispatch, work: Workspace, wire: Wire

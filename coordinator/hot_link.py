@@ -32,6 +32,10 @@ __all__ = ["HotLink", "Reply"]
 
 log = logging.getLogger(__name__)
 
+# Plain numbers: combining pyzmq's enums costs microseconds in every send.
+ROUTE = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
+FRAME = int(zmq.NOBLOCK)
+RCVMORE = int(zmq.RCVMORE)
 # How often a gather that waits looks after the members it waits for.
 CHECK_S = 0.1
 
@@ -71,7 +75,7 @@ class HotLink:
         self._lost_reason = lost_reason
         self._routes: dict[Rank, bytes] = {}
         self._names: dict[Rank, str] = {}
-        self._epoch = Epoch(0)
+        self.epoch = Epoch(0)
         self._gather = Gather()
         self.inbox = np.empty((0, 0), np.uint8)
         self._slots: list[memoryview] = []
@@ -101,7 +105,7 @@ class HotLink:
             AgentLostError: a member did not dial the hot port in time.
         """
         self._names = {Rank(r): name for r, name in enumerate(names)}
-        self._epoch = epoch
+        self.epoch = epoch
         self._routes = {}
         size = min(max(reply_bytes, 4096), MAX_FRAME_BYTES)
         # One row a member and one to spare; rows are whole cache lines, so that any type fits.
@@ -110,13 +114,20 @@ class HotLink:
         while len(self._routes) < len(names):
             got = self._receive(self._slots[0])
             if got is not None and got[1].type == FrameType.HELLO:
-                self._routes.setdefault(got[1].rank, got[0])
+                self._on_hello(*got)
             elif time.monotonic() > deadline_s:
                 missing = ", ".join(n for r, n in self._names.items() if r not in self._routes)
                 raise AgentLostError(
                     f"no hot link from agent {missing} in time; can it reach port {self.port}?"
                 )
             self._raise_if_lost(self._names)
+
+    def _on_hello(self, route: bytes, header: Header) -> None:
+        """Learn a member's route, if it is the agent that the plan has under that rank."""
+        if route.split(b"/")[0].decode(errors="replace") == self._names.get(header.rank):
+            self._routes[header.rank] = route
+        else:
+            self._drop("a HELLO under another agent's rank")
 
     def watch(self, seq: Seq) -> None:
         """Let the next exchange fail if a member answers frame `seq`, sent before, by ERROR."""
@@ -129,8 +140,8 @@ class HotLink:
             AgentLostError: the member's link is closed or its queue is full.
         """
         try:
-            self._socket.send(self._routes[rank], zmq.SNDMORE | zmq.NOBLOCK)
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._socket.send(self._routes[rank], ROUTE)
+            self._socket.send(frame, FRAME)
         except zmq.ZMQError as e:
             raise self._lost(rank, f"its hot link is closed ({e.strerror})") from e
 
@@ -182,14 +193,14 @@ class HotLink:
             route = self._socket.recv()
             # A ROUTER puts the sender's route before what it sent: at least one more part.
             n_bytes = self._socket.recv_into(buffer)
-            if self._socket.getsockopt(zmq.RCVMORE):
-                while self._socket.getsockopt(zmq.RCVMORE):
+            if self._socket.getsockopt(RCVMORE):
+                while self._socket.getsockopt(RCVMORE):
                     self._socket.recv()
                 raise WireError("a message of more than two parts")
             if n_bytes > len(buffer):
                 raise WireError(f"a frame of {n_bytes} bytes")
             header = read_header(buffer, n_bytes)
-            if header.run_id != self._run_id or header.epoch != self._epoch:
+            if header.run_id != self._run_id or header.epoch != self.epoch:
                 raise WireError("a frame of another run or epoch")
         except zmq.Again:
             return None
@@ -219,10 +230,10 @@ class HotLink:
         """Raise if a member we wait for is gone: sending to a closed link fails at once."""
         self._raise_if_lost(ranks)
         ping = bytearray(HEADER_BYTES)
-        pack_header(ping, Header(FrameType.PING, Wire.F32, self._epoch, self._run_id, Seq(0)))
+        pack_header(ping, Header(FrameType.PING, Wire.F32, self.epoch, self._run_id, Seq(0)))
         for rank in ranks:
             try:
-                self._socket.send_multipart([self._routes[rank], ping], zmq.NOBLOCK)
+                self._socket.send_multipart([self._routes[rank], ping], FRAME)
             except zmq.Again:
                 pass  # a full queue is slow, not gone
             except zmq.ZMQError as e:

@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from agent.ids import AgentName
+from agent.resources import usable_cores
 from kernels.errors import ResourceError
 
 __all__ = ["MAX_LOCAL_AGENTS", "LocalAgents", "local_names"]
@@ -45,8 +44,7 @@ class LocalAgents:
     def __init__(
         self, n_agents: int, control_port: int, model_dir: Path, verbose: bool = False
     ) -> None:
-        n_cores = len(psutil.Process().cpu_affinity() or [0])
-        self.n_threads = max(1, n_cores // n_agents)
+        self.n_threads = max(1, usable_cores() // n_agents)
         self._verbose = verbose
         self._model_dir = model_dir.resolve()
         self._coordinator = f"tcp://127.0.0.1:{control_port}"
@@ -109,9 +107,6 @@ class LocalAgents:
         """End all agents: politely first, by force after STOP_S seconds."""
         if self._write_fd < 0:
             return
-        os.close(self._write_fd)
-        os.close(self._read_fd)
-        self._write_fd = -1
         for process in self._processes.values():
             if process.poll() is None:
                 process.terminate()
@@ -124,5 +119,9 @@ class LocalAgents:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        # Only now: a closed pipe ends an agent on the spot.
+        os.close(self._write_fd)
+        os.close(self._read_fd)
+        self._write_fd = -1
         for log in self._logs.values():
             log.close()

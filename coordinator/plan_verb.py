@@ -17,7 +17,7 @@ from agent.share import WireFormat
 from agent.shell import parse_size_bytes
 from agent.speed import measure_bytes_per_s
 from coordinator.cluster_args import read_plan
-from coordinator.cluster_options import DEFAULT_CONTEXT_TOKENS
+from coordinator.cluster_options import checked_context
 from coordinator.local import MAX_LOCAL_AGENTS, local_names
 from coordinator.plan import check_model, check_plan, encode_plan
 from coordinator.planner import Link, Offer, Planned, PlanRequest, assess, make_plan
@@ -68,10 +68,8 @@ def run(args: argparse.Namespace) -> int:
         HeadwiseError: the model does not fit, or an input is wrong.
     """
     with ModelDirectory.open(args.model or demo_path()) as directory:
-        geometry, limit = directory.geometry, directory.config.context_tokens
-        ctx = args.ctx or min(limit, DEFAULT_CONTEXT_TOKENS)
-        if not 2 <= ctx <= limit:
-            raise InputError(f"--ctx {ctx}; this model allows 2 to {limit}")
+        geometry = directory.geometry
+        ctx = checked_context(args.ctx, directory)
         wire: WireFormat = "f32" if args.exact else "f16"
         request = PlanRequest(ctx, ctx, wire=wire, kv=args.kv or wire, place=args.place)
         link = _link(args.hop_ms, args.link_mbit)
@@ -96,8 +94,8 @@ def read_offers(agents: str) -> list[Offer]:
     Raises:
         InputError: no count in range, no such file, or a file that cannot be read.
     """
-    if agents.isdigit():
-        if not 1 <= int(agents) <= MAX_LOCAL_AGENTS:
+    if agents.isascii() and agents.isdecimal():
+        if len(agents) > 9 or not 1 <= int(agents) <= MAX_LOCAL_AGENTS:
             raise InputError(f"--agents {agents}; 1 to {MAX_LOCAL_AGENTS} are possible")
         memory_bytes = memory_budget_bytes(available_memory_bytes(), None)
         n_cores = usable_cores()
@@ -151,7 +149,7 @@ def _describe(planned: Planned, geometry: Geometry, link: Link, ctx: int) -> str
         rows.append([*cells, format_bytes(member.kv_pool_bytes), f"{share:.1f} % of {budget}"])
     speed = (
         f"predicted: {1000 * planned.token_s:.2f} ms per token "
-        f"({1 / planned.token_s:.1f} tokens/s) with {ctx} tokens of context, "
+        f"({1 / planned.token_s:.1f} tokens/s) with {ctx // 2} of {ctx} tokens of context filled, "
         f"{1000 * link.hop_s:g} ms and {link.bytes_per_s / 125e3:g} Mbit/s between boards"
     )
     lines = [format_table(rows), "", speed]

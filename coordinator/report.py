@@ -2,9 +2,9 @@
 
 from agent.share import AtomRange, count_atoms, indices
 from coordinator.cluster import Cluster
-from coordinator.generation import Result
-from coordinator.plan import Member, Plan, member_weights_bytes
-from kernels.layout import Geometry
+from coordinator.plan import Member, Plan, Stage, member_weights_bytes
+from coordinator.results import Result
+from kernels.layout import COLUMNS_PER_ATOM, VOCAB_ROWS_PER_ATOM, Geometry
 
 __all__ = ["format_bytes", "format_table", "placement_rows", "placement_table", "speed_line"]
 
@@ -23,34 +23,41 @@ def placement_rows(plan: Plan, geometry: Geometry) -> list[list[str]]:
     for stage in plan.stages:
         for member in stage.members:
             last = stage.first_layer + stage.n_layers - 1
-            groups = _alike(member, "head_groups")
+            groups = _alike(member, stage, "head_groups")
             rows.append(
                 [
                     member.agent,
                     f"{stage.first_layer}-{last}",
                     groups,
-                    _query_heads(member, geometry),
-                    _alike(member, "columns", 32, geometry.n_columns),
-                    _spans(member.vocab, 128, geometry.vocab_size),
+                    _query_heads(member, stage, geometry),
+                    _alike(member, stage, "columns", COLUMNS_PER_ATOM, geometry.n_columns),
+                    _spans(member.vocab, VOCAB_ROWS_PER_ATOM, geometry.vocab_size),
                     format_bytes(member_weights_bytes(member, stage, geometry)),
                 ]
             )
     return rows
 
 
-def _query_heads(member: Member, geometry: Geometry) -> str:
-    if len({share.head_groups for share in member.layers}) > 1:
+def _query_heads(member: Member, stage: Stage, geometry: Geometry) -> str:
+    groups = _of_each_layer(member, stage, "head_groups")
+    if len(set(groups)) > 1:
         return "differ by layer"
-    groups = member.layers[0].head_groups if member.layers else ()
-    return _spans(groups, geometry.heads_per_group, geometry.n_heads)
+    return _spans(groups[0], geometry.heads_per_group, geometry.n_heads)
 
 
-def _alike(member: Member, kind: str, size: int = 1, limit: int = 1 << 62) -> str:
+def _alike(member: Member, stage: Stage, kind: str, size: int = 1, limit: int = 1 << 62) -> str:
     """Describe the ranges of all layers if they are alike, else how many atoms there are."""
-    ranges = [getattr(share, kind) for share in member.layers]
-    if len(set(ranges)) <= 1:
-        return _spans(ranges[0] if ranges else (), size, limit)
+    ranges = _of_each_layer(member, stage, kind)
+    if len(set(ranges)) == 1:
+        return _spans(ranges[0], size, limit)
     return f"{sum(count_atoms(r) for r in ranges)} atoms, differ by layer"
+
+
+def _of_each_layer(member: Member, stage: Stage, kind: str) -> list[tuple[AtomRange, ...]]:
+    """Return a member's ranges of one kind for every layer of its stage."""
+    held = {share.layer: getattr(share, kind) for share in member.layers}
+    layers = range(stage.first_layer, stage.first_layer + stage.n_layers)
+    return [held.get(layer, ()) for layer in layers]
 
 
 def _spans(ranges: tuple[AtomRange, ...], size: int, limit: int) -> str:

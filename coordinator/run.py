@@ -12,8 +12,9 @@ import msgspec
 
 from coordinator.cluster import Cluster
 from coordinator.cluster_args import add_cluster_arguments, cluster_options
-from coordinator.generation import Generation, Result
+from coordinator.generation import Generation
 from coordinator.report import placement_table, speed_line
+from coordinator.results import Result
 from coordinator.sampling import SamplingOptions
 from coordinator.stops import StopMatcher
 from kernels.errors import PromptError

@@ -94,6 +94,10 @@ def verify(
     """Check both modes on a cluster in exact mode; print findings; return 0 or 1."""
     texts: list[list[int]] = []
     logits: list[npt.NDArray[np.float32]] = []
+    # What all placements are compared with: everything on one agent.
+    counts = [1, *(count for count in counts if count != 1)]
+    if len(counts) == 1:
+        raise InputError("nothing to compare one agent with; add a larger count to --agents")
     for label, plan in _placements(cluster, counts, n_placements, rng):
         cluster.install(plan)
         for i, prompt in enumerate(prompts):
@@ -105,7 +109,7 @@ def verify(
                 _print_difference(label, prompt, texts[i], ids)
                 return 1
         # Equal words may hide a small fault that unequal logits show.
-        found = compare_logits(np.concatenate(logits), _logits(cluster, prompts, texts))
+        found = _compare_texts(cluster, prompts, texts, logits)
         if found.max_error_share > MAX_EXACT_ERROR_SHARE:
             print(
                 f"exact    {label}: DIFFERS in logits by {100 * found.max_error_share:.4f} % of "
@@ -120,7 +124,7 @@ def verify(
     worst = 0
     for label, plan in _placements(cluster, counts, n_placements, rng):
         cluster.install(msgspec.structs.replace(plan, wire="f16", kv="f16"))
-        found = compare_logits(np.concatenate(logits), _logits(cluster, prompts, texts))
+        found = _compare_texts(cluster, prompts, texts, logits)
         bad = found.max_error_share > MAX_ERROR_SHARE or found.n_not_near_tie > 0
         worst |= bad
         print(
@@ -135,11 +139,24 @@ def verify(
     return int(worst)
 
 
-def _logits(
-    cluster: Cluster, prompts: list[list[int]], texts: list[list[int]]
-) -> npt.NDArray[np.float32]:
-    """Return the logits of all texts, teacher-forced, one row a token."""
-    return np.concatenate([cluster.logits(p + t) for p, t in zip(prompts, texts, strict=True)])
+def _compare_texts(
+    cluster: Cluster,
+    prompts: list[list[int]],
+    texts: list[list[int]],
+    logits: list[npt.NDArray[np.float32]],
+) -> Comparison:
+    """Compare the logits of all texts, teacher-forced, one text at a time."""
+    parts = [
+        compare_logits(exact, cluster.logits(prompt + text))
+        for prompt, text, exact in zip(prompts, texts, logits, strict=True)
+    ]
+    return Comparison(
+        max(p.max_error for p in parts),
+        max(p.max_error_share for p in parts),
+        sum(p.n_rows for p in parts),
+        sum(p.n_other_argmax for p in parts),
+        sum(p.n_not_near_tie for p in parts),
+    )
 
 
 def _placements(

@@ -4,9 +4,10 @@
 TinyLlama and little else, so that kernels are short, and alternates decode steps with pings of
 frames of the same size to as many echo processes. Prints a table and a final JSON line.
 
-Two pings: the bare one, whose processes never rest, and one whose peers compute as long as our
-kernels before they answer (their computing is taken off again). The second is what ZeroMQ itself
-costs in our rhythm: cores and caches that slept meanwhile take longer to answer.
+Two pings: the bare one, whose processes do nothing else, and a working one, whose peers read as
+many bytes as our kernels do before they answer (the time of the slowest is taken off, as with
+ours). The second is what ZeroMQ itself costs in our rhythm: cores that slept and caches that hold
+other things take longer to answer.
 """
 
 import argparse
@@ -51,23 +52,28 @@ CONFIG = {
     "eos_token_id": 2,
 }
 
-# An agent's end without headwise: receive into a buffer, compute as long as the frame's first
-# four bytes say, send the same bytes back.
+# An agent's end without headwise: receive into a buffer, read as many bytes of a block of 12 MB
+# as the frame's first number says, send the frame back with the microseconds that took.
 ECHO = """
 import struct, sys, time, zmq
+import numpy as np
 socket = zmq.Context().socket(zmq.DEALER)
 socket.setsockopt(zmq.ROUTING_ID, sys.argv[2].encode())
 socket.setsockopt(zmq.RCVTIMEO, 60000)
 socket.connect(sys.argv[1])
 buffer = bytearray(1 << 20)
+block, at = np.ones(3_000_000, np.float32), 0
 socket.send(b"hello")
 while True:
     n = socket.recv_into(buffer)
     if n == 1:
         break
-    until = time.perf_counter_ns() + 1000 * struct.unpack_from("<I", buffer)[0]
-    while time.perf_counter_ns() < until:
-        pass
+    n_bytes = struct.unpack_from("<I", buffer)[0]
+    if n_bytes:
+        started_ns = time.perf_counter_ns()
+        at = (at + n_bytes // 4) % (len(block) - n_bytes // 4)
+        np.add.reduce(block[at : at + n_bytes // 4])
+        struct.pack_into("<I", buffer, 4, (time.perf_counter_ns() - started_ns) // 1000)
     socket.send(memoryview(buffer)[:n])
 """
 
@@ -93,21 +99,27 @@ class Pings:
         for _ in self._routes:
             self._socket.recv_multipart()
 
-    def round_s(self, n_rounds: int, work_s: float = 0.0) -> float:
+    def round_s(self, n_rounds: int, read_bytes: int = 0) -> float:
         """Return the mean time of one round: a frame to every peer, an echo from every peer.
 
-        Each peer computes for work_s before it answers; that time is taken off.
+        Each peer reads read_bytes of memory before it answers; the time of the slowest is taken
+        off, as the time of the slowest member's kernels is taken off a phase.
         """
-        struct.pack_into("<I", self._frame, 0, int(1e6 * work_s))
+        struct.pack_into("<II", self._frame, 0, read_bytes, 0)
+        work_us = 0
         started_s = time.perf_counter()
         for _ in range(n_rounds):
             for route in self._routes:
                 self._socket.send(route, zmq.SNDMORE)
                 self._socket.send(self._frame)
+            slowest_us = 0
             for _ in self._routes:
                 self._socket.recv()
                 self._socket.recv_into(self._buffer)
-        return (time.perf_counter() - started_s) / n_rounds - work_s
+                if read_bytes:
+                    slowest_us = max(slowest_us, struct.unpack_from("<I", self._buffer, 4)[0])
+            work_us += slowest_us
+        return (time.perf_counter() - started_s - 1e-6 * work_us) / n_rounds
 
     def close(self) -> None:
         """End the echo processes."""
@@ -143,14 +155,16 @@ def measure(model: Path, n_agents: int, n_repeats: int, n_steps: int) -> dict[st
         d = cluster.directory.config.hidden_size
         pings = Pings(n_agents, payload_offset(1) + 2 * d)
         try:
-            _, kernels_s = phase_s(cluster, engine, 20)
+            phase_s(cluster, engine, 20)
+            weights_bytes = sum(cluster.weights_bytes().values())
+            read_bytes = weights_bytes // n_agents // n_phases
             pings.round_s(200)
             n_rounds = n_steps * n_phases
             rows = [
                 (
                     *phase_s(cluster, engine, n_steps),
                     pings.round_s(n_rounds),
-                    pings.round_s(n_rounds, kernels_s),
+                    pings.round_s(n_rounds, read_bytes),
                 )
                 for _ in range(n_repeats)
             ]

@@ -9,7 +9,8 @@ import pytest
 
 from coordinator.cluster import Cluster
 from tests.system.processes import AGENT, Command, free_port
-from weights.convert import DType, convert, convert_random
+from weights.convert import convert, convert_random
+from weights.manifest import DType
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "models"
@@ -72,7 +73,7 @@ def endless(models_root: Path) -> Path:
 class Crew:
     """Agents that stay while coordinators and models come and go: they dial, again and again."""
 
-    n_agents = 6
+    n_agents = 9
 
     def __init__(self, models_root: Path) -> None:
         self.endpoint = f"tcp://127.0.0.1:{free_port()}"
@@ -96,7 +97,7 @@ class Crew:
 
 @pytest.fixture(scope="session")
 def crew(models_root: Path) -> Iterator[Crew]:
-    """Six agent processes for every test that only needs some agents."""
+    """Agent processes for every test that only needs some agents."""
     crew = Crew(models_root)
     yield crew
     crew.close()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -14,7 +15,9 @@ from types import TracebackType
 
 import psutil
 
-__all__ = ["AGENT", "HEADWISE", "Command", "free_port", "wait_until"]
+__all__ = ["AGENT", "HEADWISE", "Command", "Words", "free_port", "wait_until"]
+
+Words = list[str | Path]
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADWISE = (sys.executable, "-m", "tools.cli")
@@ -83,7 +86,7 @@ class Command:
         self._readers = [
             threading.Thread(target=self._read, args=(name,), daemon=True) for name in self._texts
         ]
-        self._family: dict[int, psutil.Process] = {}
+        self._family: dict[psutil.Process, int] = {}
         for reader in self._readers:
             reader.start()
 
@@ -124,13 +127,27 @@ class Command:
         for child in psutil.Process(self.popen.pid).children():
             words = child.cmdline()
             if "--name" in words:
-                self._family[child.pid] = child
+                if child not in self._family:
+                    self._family[child] = os.pidfd_open(child.pid)
                 found[words[words.index("--name") + 1]] = child
         return found
 
     def leftovers(self, within_s: float = 0.0) -> list[psutil.Process]:
-        """Return which of the agents seen by `agents` still live after the time."""
-        return psutil.wait_procs(self._family.values(), timeout=within_s)[1]
+        """Return which of the agents seen by `agents` still run after the time."""
+        poller = select.poll()
+        running = {fd: process for process, fd in self._family.items()}
+        for fd in running:
+            poller.register(fd, select.POLLIN)
+        deadline_s = time.monotonic() + within_s
+        while running:
+            # An ended process is readable, even while its new parent has not reaped it.
+            ended = poller.poll(1000 * max(0.0, deadline_s - time.monotonic()))
+            for fd, _ in ended:
+                poller.unregister(fd)
+                del running[fd]
+            if not ended:
+                break
+        return list(running.values())
 
     def close(self) -> None:
         """Kill the process and the agents that were seen."""
@@ -140,6 +157,9 @@ class Command:
         self.popen.wait()
         for orphan in self.leftovers():
             orphan.kill()
+        for fd in self._family.values():
+            os.close(fd)
+        self._family.clear()
         for reader, pipe in zip(self._readers, (self.popen.stdout, self.popen.stderr), strict=True):
             reader.join(DEADLINE_S)
             assert pipe is not None

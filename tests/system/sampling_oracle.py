@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.cluster import Cluster
-from coordinator.generation import Result
+from coordinator.results import Result
 from coordinator.sampling import SamplingOptions, uniform
 
 __all__ = ["check_against_oracle", "draw", "penalised", "use", "write"]

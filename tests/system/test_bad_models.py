@@ -223,7 +223,12 @@ def test_a_path_without_a_model(tmp_path: Path, capsys: Capture, verb: str) -> N
 
 @pytest.mark.parametrize(
     ("kind", "layer", "index"),
-    [("head_group", 2, 3), ("column", 5, 7), ("vocab", -1, 6), ("layer_norms", 0, 0)],
+    [
+        ("head_group", 2, 3),
+        ("vocab", -1, 6),
+        pytest.param("column", 5, 7, marks=pytest.mark.slow),
+        pytest.param("layer_norms", 0, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_one_wrong_bit_in_an_atom_is_found_and_named(
     model: Path, capsys: Capture, kind: AtomKind, layer: int, index: int

@@ -16,7 +16,7 @@ from agent.share import count_atoms
 from coordinator.plan import decode_plan, encode_plan
 from coordinator.random_plan import random_plan
 from tests.system.conftest import DATA, ROOT
-from tests.system.processes import AGENT, HEADWISE, Command, free_port
+from tests.system.processes import AGENT, HEADWISE, Command, Words, free_port
 from tools.cli import main
 from weights.demo import demo_path
 from weights.directory import ModelDirectory
@@ -127,7 +127,7 @@ def test_a_plan_of_a_file_of_boards_runs(
         {"name": "local-2", "memory": 3 << 30, "bytes_per_s": 4e9, "threads": 4},
     ]
     (tmp_path / "boards.json").write_text(json.dumps(boards))
-    options = ["--agents", tmp_path / "boards.json", "--place", "spread", "--exact"]
+    options: Words = ["--agents", tmp_path / "boards.json", "--place", "spread", "--exact"]
     made = said(capsys, "plan", *options, "--json")
     (tmp_path / "plan.json").write_text(made)
     ran = said(capsys, "run", *ONCE, "--plan", tmp_path / "plan.json", "--local", "2", "--json")
@@ -136,7 +136,7 @@ def test_a_plan_of_a_file_of_boards_runs(
     assert result["token_ids"] == story["token_ids"]
     # The fast board holds more.
     plan = decode_plan(made.encode())
-    n_columns = {m.agent: count_atoms(m.layers[0].columns) for m in plan.members}
+    n_columns = {str(m.agent): count_atoms(m.layers[0].columns) for m in plan.members}
     assert n_columns["local-2"] > n_columns["local-1"] > 0
 
 
@@ -178,25 +178,23 @@ def test_agents_dial_in_pull_their_weights_and_keep_them(
 ) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     plan = two_boards(tmp_path / "plan.json")
-    run = ["run", *ONCE, "--bind", endpoint, "--min-agents", "2", "--plan", plan, "--json"]
-    join = ["--coordinator", endpoint, "--threads", "1", "-v"]
+    run: Words = ["run", *ONCE, "--bind", endpoint, "--min-agents", "2", "--plan", plan, "--json"]
+    join: Words = ["--coordinator", endpoint, "--threads", "1", "-v"]
     loaded = r"weights_bytes=(\d+) .* pulled_bytes=(\d+)"
     pulled = []
-    for _ in range(2):
-        with (
-            Command(*run) as coordinator,
-            Command(*join, "--name", "pi-1", "--cache-dir", tmp_path, program=AGENT) as puller,
-            Command(*join, "--name", "pi-2", "--model-dir", demo_path(), program=AGENT) as mapper,
-        ):
-            assert coordinator.wait() == 0, coordinator.stderr
-            assert json.loads(coordinator.stdout)["token_ids"] == story["token_ids"]
-            assert mapper.until("stderr", loaded)[2] == "0"
-            pulled.append(puller.until("stderr", loaded).groups())
-            # Agents that dialled in outlive the run; they end when told to.
-            for agent in (puller, mapper):
-                agent.until("stderr", "the coordinator ended its run")
-                agent.signal(signal.SIGTERM)
-                assert agent.wait() == 0
+    with Command(*join, "--name", "pi-2", "--model-dir", demo_path(), program=AGENT) as mapper:
+        for _ in range(2):
+            puller = Command(*join, "--name", "pi-1", "--cache-dir", tmp_path, program=AGENT)
+            with Command(*run) as coordinator, puller:
+                assert coordinator.wait() == 0, coordinator.stderr
+                assert json.loads(coordinator.stdout)["token_ids"] == story["token_ids"]
+                pulled.append(puller.until("stderr", loaded).groups())
+                # Agents that dialled in outlive the run and wait for the next one.
+                puller.until("stderr", "the coordinator ended its run|lost the coordinator")
+                assert puller.popen.poll() is mapper.popen.poll() is None
+                puller.signal(signal.SIGTERM)
+                assert puller.wait() == 0
+        assert [found[1] for found in re.findall(loaded, mapper.stderr)] == ["0", "0"]
     weights_bytes = pulled[0][0]
     assert int(weights_bytes) > 100_000
     assert pulled == [(weights_bytes, weights_bytes), (weights_bytes, "0")]

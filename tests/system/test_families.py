@@ -38,10 +38,8 @@ def reference(request: pytest.FixtureRequest) -> dict[str, npt.NDArray[np.float3
 
 def check(cluster: Cluster, reference: dict[str, npt.NDArray[np.float32]]) -> None:
     prompt, greedy = (reference[key].tolist() for key in ("prompt_ids", "greedy_ids"))
-    # Chunks of one row and of many: what shares a call must not matter.
-    for chunk_rows in (1, 16):
-        found = cluster.logits(prompt + greedy, chunk_rows)
-        assert np.abs(found - reference["logits"]).max() < MAX_ERROR
+    found = cluster.logits(prompt + greedy)
+    assert np.abs(found - reference["logits"]).max() < MAX_ERROR
     generation = cluster.generate(prompt_ids=prompt, max_tokens=len(greedy))
     assert [token.id for token in generation] == greedy
     assert generation.result().finish_reason == "length"
@@ -62,7 +60,7 @@ def test_planned(
     check(cluster, reference)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_placed_at_random(
     cluster: Cluster, reference: dict[str, npt.NDArray[np.float32]], seed: int
 ) -> None:
@@ -78,3 +76,13 @@ def test_placed_at_random(
     )
     cluster.install(plan)
     check(cluster, reference)
+
+
+def test_what_shares_a_step_does_not_matter(
+    cluster: Cluster, reference: dict[str, npt.NDArray[np.float32]]
+) -> None:
+    cluster.install(cluster.make_plan(cluster.agent_names()[:3]))
+    text = [*reference["prompt_ids"].tolist(), *reference["greedy_ids"].tolist()]
+    alone = cluster.logits(text, chunk_rows=1)
+    for chunk_rows in (5, 64):
+        assert (cluster.logits(text, chunk_rows) == alone).all()

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import pytest
 
 from coordinator.cluster import Cluster
-from coordinator.generation import Result
+from coordinator.results import Result
 from coordinator.sampling import SamplingOptions
 from tests.system.conftest import Crew
 from tests.system.sampling_oracle import check_against_oracle, use, write
 from weights.demo import demo_path
 
 COUNTS = [1, 3, 5]
+N_TOKENS = 20
 
 OPTIONS = {
     "temperature": SamplingOptions(temperature=1.0, seed=1),
@@ -40,7 +41,7 @@ def demo_texts(demo: Cluster) -> dict[tuple[str, int], Result]:
     for n_agents in COUNTS:
         use(demo, n_agents)
         for name, options in OPTIONS.items():
-            texts[name, n_agents] = write(demo, demo_prompt(demo), options, 32)
+            texts[name, n_agents] = write(demo, demo_prompt(demo), options, N_TOKENS)
     return texts
 
 
@@ -66,7 +67,7 @@ def test_options_and_seeds_change_the_words(
     texts = [tuple(demo_texts[name, 1].token_ids) for name in OPTIONS]
     assert len(set(texts)) == len(texts)
     other = SamplingOptions(temperature=1.0, seed=99)
-    assert tuple(write(demo, demo_prompt(demo), other, 32).token_ids) not in texts
+    assert tuple(write(demo, demo_prompt(demo), other, N_TOKENS).token_ids) not in texts
 
 
 @pytest.mark.parametrize("name", OPTIONS)

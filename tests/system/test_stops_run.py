@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.generation import Result
+from coordinator.results import Result
 from tests.system.conftest import Crew
-from tests.system.processes import Command
 from tests.system.scripted import BOS, scripted_model
+from tools.cli import main
 
 # Characters of 1, 2, 3 and 4 bytes, no byte twice.
 TEXT = "Hi é€\U0001f600!?ok"
@@ -91,7 +91,6 @@ def test_max_tokens_inside_a_character_ends_with_a_replacement(write: Write, n_t
     assert (result.finish_reason, len(result.token_ids)) == ("length", n_tokens)
 
 
-def test_the_command_stops_there_too(model: Path) -> None:
-    with Command("run", "-m", model, "--stop", "€\U0001f600", "--local", "2") as command:
-        assert command.wait() == 0
-        assert command.stdout == "Hi é\n"
+def test_the_command_stops_there_too(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-m", str(model), "--stop", "€\U0001f600"]) == 0
+    assert capsys.readouterr().out == "Hi é\n"

@@ -11,26 +11,24 @@ import pytest
 
 from agent.ids import ModelId
 from coordinator.cluster import Cluster
-from coordinator.local import local_names
 from coordinator.plan import Plan
 from coordinator.random_plan import random_plan
-from tests.system.conftest import Models
+from tests.system.conftest import Crew, Models
 
-MAX_AGENTS = 9
 COUNTS = [1, 2, 3, 5, 9]
 
 
 @pytest.fixture(scope="module")
-def cluster(stories: Path, converted: Models) -> Iterator[Cluster]:
+def cluster(stories: Path, crew: Crew, converted: Models) -> Iterator[Cluster]:
     """Nine agents that hold whatever plan a test installs, in exact mode."""
-    model = converted(str(stories / "hf"), "f32")
-    with Cluster(model, local=MAX_AGENTS, exact=True) as cluster:
+    with crew.cluster(converted(str(stories / "hf"), "f32")) as cluster:
+        assert len(cluster.agent_names()) == max(COUNTS)
         yield cluster
 
 
 def placed_at_random(cluster: Cluster, seed: int) -> Plan:
     rng = random.Random(seed)
-    names = local_names(rng.choice(COUNTS))
+    names = cluster.agent_names()[: rng.choice(COUNTS)]
     model_id = ModelId(cluster.directory.model_id)
     plan = random_plan(rng, model_id, cluster.directory.geometry, names)
     return msgspec.structs.replace(plan, wire="f32", kv="f32")
@@ -72,7 +70,7 @@ def test_the_empty_prompt_gives_the_text_that_llama2c_expects(
 def test_greedy_and_logits_for_every_number_of_agents(
     cluster: Cluster, stories: Path, n_agents: int
 ) -> None:
-    cluster.install(cluster.make_plan(local_names(n_agents)))
+    cluster.install(cluster.make_plan(cluster.agent_names()[:n_agents]))
     assert cluster.plan is not None
     assert len(cluster.plan.members) == n_agents
     check_greedy(cluster, stories, 40)
@@ -91,7 +89,7 @@ def test_random_placements(cluster: Cluster, stories: Path, seed: int) -> None:
 def test_every_reference_token_for_every_number_of_agents(
     cluster: Cluster, stories: Path, n_agents: int
 ) -> None:
-    cluster.install(cluster.make_plan(local_names(n_agents)))
+    cluster.install(cluster.make_plan(cluster.agent_names()[:n_agents]))
     check_greedy(cluster, stories, 200)
 
 

@@ -90,11 +90,11 @@ def test_texts_side_by_side_do_not_disturb_each_other(cluster: Cluster) -> None:
 
 def test_a_text_that_finds_no_room_says_so_and_disturbs_nobody(cluster: Cluster) -> None:
     wanted = write(cluster, [5, 6, 7], 60)
-    most = {"max_tokens": CONTEXT_TOKENS}
-    with contextlib.closing(cluster.generate(prompt_ids=[5, 6, 7], **most)) as text:
+    most = cluster.generate(prompt_ids=[5, 6, 7], max_tokens=CONTEXT_TOKENS)
+    with contextlib.closing(most) as text:
         found = [next(text).id for _ in range(30)]
         with pytest.raises(HeadwiseError, match="needs 8 KV pages for 512 tokens"):
-            next(cluster.generate(prompt_ids=[9, 8], **most))
+            next(cluster.generate(prompt_ids=[9, 8], max_tokens=CONTEXT_TOKENS))
         found += [next(text).id for _ in range(30)]
     assert found == wanted
     check_nothing_is_held(cluster)
@@ -128,3 +128,7 @@ def test_after_a_loss_the_others_write_the_same_text(endless: Path) -> None:
         assert wait_until(lambda: cluster.agent_names() == ["local-1", "local-3"])
         cluster.install(cluster.make_plan())
         assert write(cluster, [5, 6, 7]) == wanted
+        # One that is told to go says BYE: nobody has to find out.
+        os.kill(cluster.local_pids[AgentName("local-3")], signal.SIGTERM)
+        assert wait_until(lambda: cluster.agent_names() == ["local-1"])
+        assert cluster._control.lost_reason(AgentName("local-3")) == "it left: SIGTERM"

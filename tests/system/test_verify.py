@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import coordinator.assign
 import coordinator.cluster
 from agent.ids import AgentName
 from agent.share import Assignment
@@ -29,7 +30,8 @@ def check_passes(capsys: Capture, words: list[str], n_placements: int) -> None:
     exact = [line for line in lines if line.startswith("exact ")]
     default = [line for line in lines if line.startswith("default ")]
     assert (len(exact), len(default)) == (n_placements, n_placements)
-    assert all(line.endswith(" texts equal") for line in exact)
+    equal = r"exact    .*: \d texts equal, largest logit difference \d\.\de[+-]\d\d"
+    assert all(re.fullmatch(equal, line) for line in exact)
     found = re.compile(
         r"default  .*: largest logit error \d+\.\d+ \(\d\.\d\d % of the spread, bound \d+ %\), "
         r"other argmax in \d+ of (\d+) rows, 0 of them no near-tie"
@@ -82,14 +84,18 @@ def vocabulary_twice(told: Told) -> Told:
     return {**told, name: msgspec.structs.replace(first, vocab=second.vocab)}
 
 
-BUGS = [another_head_group, columns_twice, vocabulary_twice]
+BUGS = [
+    another_head_group,
+    pytest.param(columns_twice, marks=pytest.mark.slow),
+    pytest.param(vocabulary_twice, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_placement_bug_is_found(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, bug: Callable[[Told], Told]
 ) -> None:
-    assignments = coordinator.cluster.assignments
+    assignments = coordinator.assign.assignments
 
     def planted(*args: Any, **options: Any) -> Told:
         told = assignments(*args, **options)
@@ -100,14 +106,15 @@ def test_a_planted_placement_bug_is_found(
     assert main(words) == 1
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == "verify failed"
-    assert lines[0] == "exact    1 agent, planned  : 4 texts equal"
-    # The words differ, or at least the logits.
+    assert len(lines) == 2, "verify ends at the first difference"
+    assert lines[0].startswith("exact    1 agent, planned  : 4 texts equal")
+    # Sometimes the words are still the same: then the logits tell.
     assert re.match(
-        r"exact    2 agents, planned  : DIFFERS at token \d+ after prompt \[1.*\]: "
-        r"\[\d+\] with one agent, \[\d+\] here|default  2 agents, planned  : .*  FAILED$",
-        lines[-1],
+        r"exact    2 agents, planned  : DIFFERS "
+        r"(at token \d+ after prompt \[1.*\]: \[\d+\] with one agent, \[\d+\] here"
+        r"|in logits by \d+\.\d+ % of their spread, bound 0\.00\d* %)$",
+        lines[1],
     )
-    assert not any("FAILED" in line or "DIFFERS" in line for line in lines[:-1])
 
 
 def test_errors_that_only_the_default_wire_has_are_found(
@@ -128,7 +135,7 @@ def test_errors_that_only_the_default_wire_has_are_found(
     assert main(FEW) == 1
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == "verify failed"
-    assert [line.endswith(" texts equal") for line in lines] == 3 * [True] + 3 * [False]
+    assert [" texts equal" in line for line in lines] == 3 * [True] + 3 * [False]
     assert all(line.endswith(", 0 of them no near-tie  FAILED") for line in lines[3:])
 
 
