@@ -117,6 +117,8 @@ class Cluster:
         try:
             self._bind(bind, insecure)
             self._start_agents(local or int(bind is None), verbose)
+            # While agents start and load; a token should not wait for a hash.
+            self._directory.verify_embedding()
             names = list(self.local_pids)
             self._control.wait_agents(len(names) or min_agents, wait_s, names)
             self.install(plan or self.make_plan())

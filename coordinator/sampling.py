@@ -22,6 +22,7 @@ __all__ = [
     "NEED_FULL_LOGITS",
     "Merged",
     "SamplingOptions",
+    "best_of",
     "choose",
     "choose_from_logits",
     "merge",
@@ -130,6 +131,20 @@ def merge(rows: list[TopRow]) -> Merged:
     keys.sort()
     n_certain = int(keys.searchsorted(min(cut))) + 1 if cut else len(keys)
     return Merged(*_unpack_keys(keys), n_certain, not cut, total)
+
+
+def best_of(rows: list[TopRow]) -> int:
+    """Return the likeliest token of all holders' candidates, the lowest id at ties.
+
+    What `choose` does after `merge` when greedy, without sorting what nobody reads.
+
+    Raises:
+        RemoteError: no candidates.
+    """
+    best = [(-float(row.logits[0]), int(row.ids[0])) for row in rows if len(row.ids)]
+    if not best:
+        raise RemoteError("vocab holders answered without candidates; run `verify`")
+    return min(best)[1]
 
 
 def choose(merged: Merged, options: SamplingOptions, u: float) -> int:

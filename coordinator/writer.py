@@ -19,6 +19,7 @@ from coordinator.results import Result, Timings, Token
 from coordinator.sampling import (
     NEED_FULL_LOGITS,
     SamplingOptions,
+    best_of,
     choose,
     choose_from_logits,
     merge,
@@ -191,8 +192,10 @@ class Writer:
 
     def _choose(self, answer: Answer) -> int:
         """Draw the next token; ask for all logits where the best candidates cannot decide."""
-        u = uniform(self._options.seed, len(self._ids))
         assert not isinstance(answer, np.ndarray)
+        if self._options.temperature == 0.0:
+            return best_of(answer[0])
+        u = uniform(self._options.seed, len(self._ids))
         token = choose(merge(answer[0]), self._options, u)
         if token == NEED_FULL_LOGITS:
             full = self._step(len(self._ids) - 1, 1, self._sampler(full_logits=True))

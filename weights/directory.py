@@ -118,10 +118,21 @@ class ModelDirectory:
                     f"its manifest says {location.hash}); convert or copy the model again"
                 )
 
+    def verify_embedding(self) -> None:
+        """Check all embedding atoms now, so that no row has to be checked when it is read.
+
+        Raises:
+            ModelError: naming the first atom that is damaged.
+        """
+        n_atoms = len(self.manifest.section(self._row_kind).hashes)
+        self.verify_atoms(self.manifest.atom(self._row_kind, -1, i) for i in range(n_atoms))
+        self._verified_embedding.update(range(n_atoms))
+
     def embedding_row(self, token_id: int, out: npt.NDArray[np.float32]) -> None:
         """Write the embedding of a token into `out`: (hidden_size,) float32.
 
-        An atom's hash is checked when its first row is read: nobody else may read these bytes.
+        An atom's hash is checked when its first row is read, unless `verify_embedding` was
+        called: nobody else may read these bytes.
 
         Raises:
             PromptError: the vocabulary has no such token.

@@ -1,7 +1,7 @@
-"""The cache and what falls back on it, with pulls over an in-memory link."""
+"""The cache and its place beside model directories, with pulls over an in-memory link."""
 
-import errno
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -11,11 +11,10 @@ from agent.bulk import Cancelled, Library
 from agent.cache import CacheEntry, default_cache_root
 from agent.messages import BulkRequest
 from agent.store import CacheStore, DirectoryStore, find_directory
-from kernels.errors import ModelError, ResourceError
+from kernels.errors import ModelError
 from tests.protocol.agent_harness import make_model
+from tests.protocol.store_harness import PLENTY, Pulls, all_atoms, cached, check_atoms, ensure
 from weights.manifest import content_hash
-
-PLENTY = 1 << 30
 
 
 @pytest.fixture(scope="module")
@@ -26,48 +25,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def atoms(model):
-    manifest = model.manifest
-    return [
-        manifest.atom(s.kind, s.layer, i)
-        for s in manifest.sections
-        for i in range(len(s.hashes))
-    ]  # fmt: skip
-
-
-class Pulls:
-    """A puller that reads from the model at once; may stop or fail before object `stop`."""
-
-    def __init__(self, model, stop=None, error=None):
-        self.library = Library(1, model)
-        self.stop, self.error = stop, error
-        self.names = []
-
-    def __call__(self, wanted, take):
-        for want in wanted:
-            if len(self.names) == self.stop:
-                raise self.error
-            self.names.append(want.object_id)
-            reply, data = self.library.answer(BulkRequest(1, want.object_id, 0, want.n_bytes))
-            assert reply.error == ""
-            take(want, bytearray(data))
-
-
-def cached(model, root, **changes):
-    entry = CacheEntry(root, model.model_id)
-    options = {"entry": entry, "memory_bytes": PLENTY, "n_threads": 2} | changes
-    return CacheStore(model.manifest, **options)
-
-
-def ensure(store, atoms, pulls):
-    touched = []
-    n_bytes = store.ensure(atoms, pulls, touched.append, threading.Event())
-    return n_bytes, sum(touched)
-
-
-def check_atoms(store, model, atoms):
-    for atom in atoms:
-        assert np.array_equal(store.blob(atom), model.atom_bytes(atom))
-    assert store.resident_bytes == sum(a.n_bytes for a in atoms)
+    return all_atoms(model.manifest)
 
 
 def test_atoms_are_pulled_once_and_found_again(model, atoms, tmp_path):
@@ -155,53 +113,12 @@ def test_an_entry_removed_by_another_process_is_filled_anew(model, atoms, tmp_pa
     store = cached(model, tmp_path)
     ensure(store, atoms[:3], Pulls(model))
     old = store.weights
-    CacheEntry(tmp_path, model.model_id).remove()
+    shutil.rmtree(store._entry.directory)
     store._entry.directory.mkdir()
     ensure(store, atoms, Pulls(model))
     check_atoms(store, model, atoms)
     # Members of an older epoch still read the file that was removed.
     assert np.array_equal(old[atoms[0].offset_bytes :][:64], model.atom_bytes(atoms[0])[:64])
-
-
-class FullDisk(CacheEntry):
-    """A cache entry whose disk is full after some writes."""
-
-    n_left = 5
-
-    def write(self, atom, data):
-        if self.n_left == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.n_left -= 1
-        super().write(atom, data)
-
-
-def test_a_full_disk_means_running_from_memory(model, atoms, tmp_path, caplog):
-    store = cached(model, tmp_path, entry=FullDisk(tmp_path, model.model_id))
-    pulls = Pulls(model)
-    ensure(store, atoms, pulls)
-    assert "running from memory" in caplog.text
-    assert store.in_memory
-    check_atoms(store, model, atoms)
-    assert len(pulls.names) == len(set(pulls.names)) + 1
-    assert list((tmp_path / "models").iterdir()) == []
-
-
-def test_a_disk_that_fails_to_sync_is_not_trusted(model, atoms, tmp_path, monkeypatch):
-    store = cached(model, tmp_path)
-
-    def fail(fd):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "fdatasync", fail)
-    ensure(store, atoms, Pulls(model))
-    assert store.in_memory
-    check_atoms(store, model, atoms)
-
-
-def test_full_disk_and_too_little_memory_is_a_clear_error(model, atoms, tmp_path):
-    store = cached(model, tmp_path, entry=FullDisk(tmp_path, model.model_id), memory_bytes=1000)
-    with pytest.raises(ResourceError, match="fit neither the cache's disk nor the 1000 bytes"):
-        ensure(store, atoms, Pulls(model))
 
 
 def test_memory_alone(model, atoms):

@@ -34,6 +34,10 @@ def ready(epoch):
     return Ready(epoch, 1, 2, 3, 0.5)
 
 
+def key(epoch, run_id=7):
+    return ev.LoadKey(run_id, epoch)
+
+
 def fresh():
     return Session(HELLO, "tcp://c:1", random.Random(1))
 
@@ -49,17 +53,17 @@ def joined():
 def loaded(session, epoch, now_s=1.0):
     told = assignment(epoch)
     assert session.on_event(ev.Received(told), now_s)[-1] == ev.Load(told)
-    assert session.on_event(ev.Loaded(ready(epoch)), now_s) == [ev.Adopt(epoch)]
-    assert session.on_event(ev.Joined(epoch), now_s) == [ev.Send(ready(epoch))]
+    assert session.on_event(ev.Loaded(key(epoch), ready(epoch)), now_s) == [ev.Adopt(key(epoch))]
+    assert session.on_event(ev.Joined(key(epoch)), now_s) == [ev.Send(ready(epoch))]
 
 
 def test_the_way_to_ready():
     session = joined()
     told = assignment(1)
     assert session.on_event(ev.Received(told), 1.0) == [ev.Load(told)]
-    assert session.on_event(ev.Progress(1, 5, 9), 1.1) == [ev.Send(Loading(1, 5, 9))]
-    assert session.on_event(ev.Loaded(ready(1)), 1.2) == [ev.Adopt(1)]
-    assert session.on_event(ev.Joined(1), 1.3) == [ev.Send(ready(1))]
+    assert session.on_event(ev.Progress(key(1), 5, 9), 1.1) == [ev.Send(Loading(1, 5, 9))]
+    assert session.on_event(ev.Loaded(key(1), ready(1)), 1.2) == [ev.Adopt(key(1))]
+    assert session.on_event(ev.Joined(key(1)), 1.3) == [ev.Send(ready(1))]
     assert session.on_event(ev.Tick(), 1.25) == [ev.SendHeartbeat(1)]
 
 
@@ -85,8 +89,8 @@ def test_a_lost_link_drops_everything_and_dials_again():
     session.on_event(ev.Received(assignment(2)), 2.0)
     actions = session.on_event(ev.LinkLost("gone"), 3.0)
     assert actions[0] == ev.Warn("lost the coordinator at tcp://c:1: gone")
-    assert actions[1:] == [ev.CancelLoad(2), ev.CloseHot(), ev.HangUp()]
-    assert session.on_event(ev.Loaded(ready(2)), 3.0) == [ev.Drop(2)]
+    assert actions[1:] == [ev.CancelLoad(key(2)), ev.CloseHot(), ev.HangUp()]
+    assert session.on_event(ev.Loaded(key(2), ready(2)), 3.0) == [ev.Drop(key(2))]
     assert session.on_event(ev.Tick(), session.next_due_s()) == [ev.Dial()]
 
 
@@ -107,8 +111,8 @@ def test_a_new_assignment_takes_the_place_of_one_that_is_loading():
     session = joined()
     session.on_event(ev.Received(assignment(1)), 1.0)
     told = assignment(2)
-    assert session.on_event(ev.Received(told), 1.0) == [ev.CancelLoad(1), ev.Load(told)]
-    assert session.on_event(ev.Loaded(ready(1)), 1.0) == [ev.Drop(1)]
+    assert session.on_event(ev.Received(told), 1.0) == [ev.CancelLoad(key(1)), ev.Load(told)]
+    assert session.on_event(ev.Loaded(key(1), ready(1)), 1.0) == [ev.Drop(key(1))]
 
 
 @pytest.mark.parametrize("told", [assignment(1), assignment(0), assignment(3, run_id=8)])
@@ -126,22 +130,61 @@ def test_two_epochs_at_most():
     loaded(session, 2)
     (action,) = session.on_event(ev.Received(assignment(3)), 2.0)
     assert action == ev.Send(Failed(3, "2 epochs are held already; release one first"))
-    assert session.on_event(ev.Received(Release(1)), 2.0) == [ev.Drop(1)]
+    assert session.on_event(ev.Received(Release(1)), 2.0) == [ev.Drop(key(1))]
     loaded(session, 4)
 
 
 def test_release_of_a_loading_epoch_cancels_it():
     session = joined()
     session.on_event(ev.Received(assignment(1)), 1.0)
-    assert session.on_event(ev.Received(Release(1)), 1.0) == [ev.CancelLoad(1)]
+    assert session.on_event(ev.Received(Release(1)), 1.0) == [ev.CancelLoad(key(1))]
 
 
 def test_failures_are_told():
     session = joined()
     session.on_event(ev.Received(assignment(1)), 1.0)
-    actions = session.on_event(ev.LoadFailed(1, "no memory"), 1.0)
-    assert actions == [ev.Drop(1), ev.Send(Failed(1, "no memory"))]
-    assert session.on_event(ev.LoadFailed(1, "again"), 1.0) == []
+    actions = session.on_event(ev.LoadFailed(key(1), "no memory"), 1.0)
+    assert actions == [ev.Drop(key(1)), ev.Send(Failed(1, "no memory"))]
+    assert session.on_event(ev.LoadFailed(key(1), "again"), 1.0) == []
+
+
+STALE = key(1, run_id=6)
+STALE_EVENTS = [
+    (ev.Progress(STALE, 1, 2), []), (ev.Loaded(STALE, ready(1)), [ev.Drop(STALE)]),
+    (ev.Joined(STALE), []), (ev.LoadFailed(STALE, "late"), []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "actions"), STALE_EVENTS)
+@pytest.mark.parametrize("stage", ["idle", "loading", "adopted", "ready"])
+def test_late_work_of_a_former_run_is_not_taken_for_the_present_one(event, actions, stage):
+    session = joined()
+    steps = [
+        (ev.Received(assignment(1)), ev.Load(assignment(1))),
+        (ev.Loaded(key(1), ready(1)), ev.Adopt(key(1))),
+        (ev.Joined(key(1)), ev.Send(ready(1))),
+    ]
+    n_before = ["idle", "loading", "adopted", "ready"].index(stage)
+    for told, done in steps[:n_before]:
+        assert session.on_event(told, 1.0) == [done]
+    assert session.on_event(event, 1.0) == actions
+    for told, done in steps[n_before:]:
+        assert session.on_event(told, 1.0) == [done]
+
+
+def test_the_first_epochs_of_two_runs_are_told_apart():
+    session = joined()
+    session.on_event(ev.Received(assignment(1)), 1.0)
+    assert ev.CancelLoad(key(1)) in session.on_event(ev.LinkLost("gone"), 1.1)
+    session.on_event(ev.Tick(), 2.0)
+    session.on_event(ev.Received(Welcome(8, 1, 2, 1.0, VERSIONS)), 2.0)
+    session.on_event(ev.Received(assignment(1, run_id=8)), 2.0)
+    assert session.on_event(ev.LoadFailed(key(1), "late"), 2.1) == []
+    assert session.on_event(ev.Loaded(key(1), ready(1)), 2.1) == [ev.Drop(key(1))]
+    right = key(1, run_id=8)
+    assert session.on_event(ev.Loaded(right, ready(1)), 2.2) == [ev.Adopt(right)]
+    assert session.on_event(ev.Joined(key(1)), 2.3) == []
+    assert session.on_event(ev.Joined(right), 2.3) == [ev.Send(ready(1))]
 
 
 def test_versions_must_agree():
@@ -210,11 +253,12 @@ class SessionMachine(RuleBasedStateMachine):
                 case ev.CloseHot():
                     self.hot_open = False
                     self.held.clear()
-                case ev.Adopt(epoch):
+                case ev.Adopt(load):
                     assert self.hot_open
-                    self.held.add(epoch)
-                case ev.Drop(epoch):
-                    self.held.discard(epoch)
+                    assert load.run_id == 7
+                    self.held.add(load)
+                case ev.Drop(load):
+                    self.held.discard(load)
 
     @rule(wait_s=st.floats(0, 20))
     def tick(self, wait_s):
@@ -225,11 +269,13 @@ class SessionMachine(RuleBasedStateMachine):
     def link(self, event):
         self.happen(event)
 
-    @rule(epoch=st.integers(1, 6), kind=st.integers(0, 5))
-    def epoch_event(self, epoch, kind):
+    @rule(epoch=st.integers(1, 6), run_id=st.sampled_from([7, 7, 6]), kind=st.integers(0, 5))
+    def epoch_event(self, epoch, run_id, kind):
+        load = key(epoch, run_id)
         event = [
-            ev.Received(assignment(epoch)), ev.Loaded(ready(epoch)), ev.Joined(epoch),
-            ev.LoadFailed(epoch, "x"), ev.Progress(epoch, 1, 2), ev.Received(Release(epoch)),
+            ev.Received(assignment(epoch, run_id)), ev.Loaded(load, ready(epoch)),
+            ev.Joined(load), ev.LoadFailed(load, "x"), ev.Progress(load, 1, 2),
+            ev.Received(Release(epoch)),
         ][kind]  # fmt: skip
         self.happen(event)
 

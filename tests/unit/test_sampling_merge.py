@@ -9,6 +9,7 @@ from agent.vocab_payload import TOP_CANDIDATES, TopRow
 from coordinator.sampling import (
     NEED_FULL_LOGITS,
     SamplingOptions,
+    best_of,
     choose,
     choose_from_logits,
     merge,
@@ -141,3 +142,16 @@ def test_answers_without_candidates_are_refused() -> None:
         merge([empty])
     with pytest.raises(RemoteError, match="answered with \\[\\] candidates"):
         merge([])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+def test_the_best_of_all_holders_is_what_merging_finds(seed: int, n_holders: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(40 * n_holders).astype(np.uint32)
+    # Few different values, so that ties between holders are common.
+    logits = rng.integers(-3, 4, len(ids)).astype(np.float32)
+    rows = []
+    for part in np.array_split(np.arange(len(ids)), n_holders):
+        order = part[np.lexsort((ids[part], -logits[part]))]
+        rows.append(TopRow(0.0, ids[order], logits[order]))
+    assert best_of(rows) == choose(merge(rows), SamplingOptions(), 0.5)
