@@ -70,7 +70,9 @@ def test_a_whole_model_arrives(directory, context, server):
     assert got.keys() == {w.object_id for w in wanted}
     assert all(content_hash(data) == name for name, data in got.items())
     server.close()
-    assert server.n_sent_bytes == sum(w.n_bytes for w in wanted)
+    # A request that finds no room on the link makes all open ones go out again, now and then.
+    n_bytes = sum(w.n_bytes for w in wanted)
+    assert n_bytes <= server.n_sent_bytes < 2 * n_bytes
     assert server.n_dropped == 0
 
 
