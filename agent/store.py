@@ -9,6 +9,7 @@ import logging
 import mmap
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +38,7 @@ SYNC_BYTES = 32 << 20
 LOCK_POLL_S = 0.2
 
 
-class Store:
+class Store(ABC):
     """Weights of one model; a subclass knows how atoms come in.
 
     Attributes:
@@ -51,6 +52,7 @@ class Store:
         self._n_threads = n_threads
         self._verified: dict[int, AtomLocation] = {}
 
+    @abstractmethod
     def ensure(
         self,
         atoms: Sequence[AtomLocation],
@@ -73,7 +75,6 @@ class Store:
             ModelError: an atom is damaged at its source.
             ResourceError: neither disk nor memory can take the atoms.
         """
-        raise NotImplementedError
 
     @property
     def resident_bytes(self) -> int:
