@@ -19,11 +19,16 @@ from agent.ids import Epoch, KvId, Rank, RunId, Seq
 from kernels.errors import WireError
 
 __all__ = [
+    "BUSY_BYTE",
     "HEADER_BYTES",
+    "LAYER_BYTE",
     "MAX_FRAME_BYTES",
     "MAX_ROWS",
+    "PHASE_BYTE",
     "PROTOCOL_VERSION",
+    "RANK_BYTE",
     "ROW_BYTES",
+    "SEQ_BYTE",
     "Flag",
     "FrameType",
     "Header",
@@ -47,7 +52,8 @@ _HEADER = struct.Struct("<BBBBIQIHBBHHHHII")
 HEADER_BYTES = _HEADER.size
 # seq, layer, phase, flags: what differs between the phases of one step.
 _REQUEST = struct.Struct("<IHBB")
-_REQUEST_OFFSET = 16
+# Where compiled code finds fields: the first byte of each.
+SEQ_BYTE, LAYER_BYTE, PHASE_BYTE, RANK_BYTE, BUSY_BYTE = 16, 20, 22, 24, 32
 
 
 class FrameType(IntEnum):
@@ -127,7 +133,7 @@ def repack_request(
     buffer: bytearray | memoryview, seq: Seq, layer: int, phase: Phase, flags: Flag
 ) -> None:
     """Change, in a packed header, only what differs between the phases of one step."""
-    _REQUEST.pack_into(buffer, _REQUEST_OFFSET, seq, layer, phase, flags)
+    _REQUEST.pack_into(buffer, SEQ_BYTE, seq, layer, phase, flags)
 
 
 def read_header(buffer: bytes | bytearray | memoryview, n_bytes: int) -> Header:

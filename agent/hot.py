@@ -2,7 +2,8 @@
 
 One thread owns the socket and all buffers. Per STEP it makes one receive into a fixed buffer,
 checks the header, looks views up, calls kernels, and sends once; it takes no locks, allocates
-next to nothing and writes no log. Other threads reach it only through `adopt`, `drop` and
+next to nothing and writes no log. Frames like the one before are served by compiled code
+(`phase_loop`) without coming here at all. Other threads reach it only through `adopt`, `drop` and
 `stop`, which it looks at between frames.
 
 Who gets a reply is data: the holders of the residual. In a star the coordinator is the only one;
@@ -33,6 +34,8 @@ from agent.frames import (
 from agent.ids import Epoch, RunId, Seq
 from agent.kv_ops import read_kv_ops
 from agent.member import Member
+from agent.native import find_calls
+from agent.phase_loop import PhaseLoop
 from agent.sockets import HOT, set_options
 from agent.stepper import Stepper
 from kernels.errors import HeadwiseError, WireError
@@ -64,10 +67,8 @@ class HotLoop:
 
     Attributes:
         run_id: the run that it serves.
-        n_steps: finished steps, the progress that heartbeats report.
         n_stale: frames of another run or epoch, dropped silently.
         n_malformed: frames that break docs/wire.md, dropped.
-        n_unsent: replies that found no link.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class HotLoop:
         self._holders: tuple[HotSocket, ...] = ()
         self._wishes: deque[tuple[Epoch, Member | None]] = deque()
         self._stopping = False
-        self.n_steps = self.n_stale = self.n_malformed = self.n_unsent = 0
+        self.n_stale = self.n_malformed = self._n_steps = self._n_unsent = 0
+        self._phases: PhaseLoop | None = None
         self._thread = threading.Thread(target=self._run, name="hot", daemon=True)
 
     def start(self) -> None:
@@ -101,20 +103,37 @@ class HotLoop:
 
     def adopt(self, epoch: Epoch, member: Member) -> None:
         """Serve frames of one more epoch; posts Joined once its HELLO frame is sent."""
-        self._wishes.append((epoch, member))
+        self._wish(epoch, member)
 
     def drop(self, epoch: Epoch) -> None:
         """Stop serving an epoch and forget its member."""
-        self._wishes.append((epoch, None))
+        self._wish(epoch, None)
+
+    def _wish(self, epoch: Epoch, member: Member | None) -> None:
+        self._wishes.append((epoch, member))
+        if self._phases is not None:
+            self._phases.call()
 
     def stop(self) -> None:
         """Ask the thread to end after its current frame."""
         self._stopping = True
+        if self._phases is not None:
+            self._phases.call()
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the thread's end; False if it is still inside a kernel after timeout_s."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    @property
+    def n_steps(self) -> int:
+        """Finished steps, the progress that heartbeats report."""
+        return self._n_steps + (self._phases.n_steps if self._phases else 0)
+
+    @property
+    def n_unsent(self) -> int:
+        """Replies that found no link."""
+        return self._n_unsent + (self._phases.n_unsent if self._phases else 0)
 
     @property
     def n_free_pages(self) -> int:
@@ -137,6 +156,9 @@ class HotLoop:
             socket.setsockopt(zmq.SNDTIMEO, int(1000 * CONNECT_S))
             socket.connect(self._endpoint)
             self._holders = (socket,)
+            calls = find_calls()
+            if calls is not None:
+                self._phases = PhaseLoop(calls, socket, self._holders, self._inbox, self._outbox)
             self._serve(socket)
         except Exception as e:
             # Without its hot loop an agent is of no use: dial again and start over.
@@ -149,10 +171,15 @@ class HotLoop:
             context.term()
 
     def _serve(self, socket: HotSocket) -> None:
-        receive, inbox, wishes = socket.recv_into, self._inbox_bytes, self._wishes
+        phases, wishes = self._phases, self._wishes
         while not self._stopping:
             try:
-                self._on_frame(receive(inbox))
+                if phases is not None and phases.ready:
+                    n_bytes = phases.next_frame()
+                    phases.forget()
+                else:
+                    n_bytes = socket.recv_into(self._inbox_bytes)
+                self._on_frame(n_bytes)
             except zmq.Again:
                 pass
             except WireError as e:
@@ -172,12 +199,14 @@ class HotLoop:
             return
         if kind is not FrameType.STEP and kind is not FrameType.KV:
             raise WireError(f"hot frame of type {kind.name} is not for an agent")
+        served = False
         try:
             if kind is FrameType.KV:
                 self._change_contexts(header, stepper)
                 return
             n_reply_bytes = stepper.step(header)
-            self.n_steps += 1
+            self._n_steps += 1
+            served = True
         except HeadwiseError as e:
             n_reply_bytes = self._error(header, str(e))
         except Exception as e:
@@ -185,13 +214,16 @@ class HotLoop:
             log.exception("step failed epoch=%d layer=%d", header.epoch, header.layer)
             n_reply_bytes = self._error(header, f"internal error: {e!r}")
         self._send(self._outbox_bytes[:n_reply_bytes])
+        if served and self._phases is not None and header.phase <= Phase.MLP:
+            head_bytes = payload_offset(header.n_rows)
+            self._phases.learn(n_bytes, head_bytes, n_reply_bytes, stepper.stage_call(header))
 
     def _send(self, frame: memoryview) -> None:
         for holder in self._holders:
             try:
                 holder.send(frame)
             except zmq.Again:
-                self.n_unsent += 1
+                self._n_unsent += 1
 
     # Everything below runs once a token or less.
 

@@ -29,6 +29,7 @@ from agent.frames import (
     payload_offset,
 )
 from agent.member import Member
+from agent.phase_loop import StageCall
 from agent.vocab_answer import VocabAnswer
 from agent.vocab_payload import SamplerRow, read_sampler_rows
 from kernels.errors import WireError
@@ -86,6 +87,10 @@ class Stepper:
         self._positions = np.zeros(self._max_rows, np.int32)
         self._views: dict[tuple[int, Wire], _Views] = {}
         self._last_rows = b""
+        n_layers = 1 + max(member.layer_index, default=-1)
+        self._layer_index = np.full(n_layers, -1, np.int32)
+        for layer, index in member.layer_index.items():
+            self._layer_index[layer] = index
         self._vocab = VocabAnswer(member, outbox)
 
     def forget_rows(self) -> None:
@@ -119,6 +124,16 @@ class Stepper:
         if phase is Phase.STAGE:
             return self._stage_step(header, views)
         return self._half_layer(header, views)
+
+    def stage_call(self, header: Header) -> StageCall:
+        """Return how compiled code repeats the half layer just run, for other layers and phases.
+
+        Valid as long as the rows are those of this step.
+        """
+        views = self._views[header.n_rows, header.wire]
+        call = self._kernels.phase_call(views.x, views.out)
+        x, out = views.x.reshape(-1), views.out.reshape(-1)
+        return StageCall(self._layer_index, views.x_wire, x, out, views.out_wire, *call)
 
     def _half_layer(self, header: Header, views: _Views) -> int:
         """Turn x into this member's partial sum of one phase of one layer."""

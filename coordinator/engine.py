@@ -26,13 +26,15 @@ from agent.frames import (
     repack_request,
     write_rows,
 )
-from agent.ids import Epoch, KvId, Rank, RunId
+from agent.ids import Epoch, KvId, Rank, RunId, Seq
 from agent.kv_ops import KvOp, KvOpCode, pack_kv_ops
+from agent.native import find_calls
 from agent.vocab_payload import SamplerRow, TopRow, pack_sampler_rows
 from coordinator.hot_link import HotLink, Reply
+from coordinator.phase_walk import PhaseWalk, Stop
 from coordinator.plan import Plan
 from coordinator.replies import NonFiniteError, ReplyReader
-from coordinator.schedule import Dispatch, make_schedule
+from coordinator.schedule import Dispatch, half_layers_end, make_schedule
 from coordinator.workspace import Workspace
 from kernels.errors import RemoteError
 from kernels.exchange import add_partials, decode_f16, encode_flat
@@ -106,6 +108,13 @@ class Engine:
             Wire.F32: link.inbox.view(np.float32),
         }
         self.times = StepTimes()
+        calls = find_calls()
+        self._phases = (
+            PhaseWalk(calls, link.address, link.routes, self._schedule, link.inbox)
+            if calls is not None
+            else None
+        )
+        self._half_layers_end = half_layers_end(self._schedule)
         self._load_kernels()
 
     def _load_kernels(self) -> None:
@@ -114,6 +123,9 @@ class Engine:
         for wire in (self._wire, Wire.F32):
             self._encode(work, wire)
             add_partials(work.flat, self._inboxes[wire], self._order[:0], 0)
+            if self._phases is not None:
+                self._phases.begin(work, wire, self._header(FrameType.STEP, wire))
+                self._phases.walk(0, 0, Seq(0))
 
     def control_kv(self, ops: Sequence[KvOp]) -> None:
         """Send operations on contexts to every member; they precede all later steps.
@@ -185,12 +197,17 @@ class Engine:
         self, work: Workspace, rows: Rows, samplers: Sequence[SamplerRow], wire: Wire
     ) -> list[list[TopRow]] | F32:
         self._pack_step(work, rows, wire)
-        for dispatch in self._schedule:
+        at = 0
+        while True:
+            dispatch, at = self._schedule[at], at + 1
             if dispatch.phase is Phase.VOCAB:
                 break
             if dispatch.vocab_after:
                 replies = self._ask_vocab(dispatch, work, samplers, wire)
                 return self._answer(replies, samplers)
+            if self._phases is not None and dispatch.phase is not Phase.STAGE:
+                at = self._walk_phases(self._phases, work, wire, at - 1)
+                continue
             self._encode(work, wire)
             repack_request(
                 work.frame, self._link.next_seq(), dispatch.layer, dispatch.phase, Flag.NONE
@@ -208,18 +225,44 @@ class Engine:
         self._pack_step(tail, Rows(rows.kv_ids[first:], rows.positions[first:]), wire)
         return self._answer(self._ask_vocab(dispatch, tail, samplers, wire), samplers)
 
+    def _walk_phases(self, phases: PhaseWalk, work: Workspace, wire: Wire, first: int) -> int:
+        """Carry out the half layers from dispatch `first` on; return the first one not done.
+
+        Compiled code does it as long as all goes well; what it stumbles over is finished here.
+        """
+        stop = self._half_layers_end[first]
+        walked = phases.walk(first, stop, self._link.next_seqs(stop - first))
+        kernels_s, exchange_s, longest_s = phases.take_times_s()
+        times = self.times
+        times.kernels_s += kernels_s
+        times.exchange_s += exchange_s
+        times.longest_dispatch_s = max(times.longest_dispatch_s, longest_s)
+        times.n_dispatches += walked.dispatch - first
+        if walked.why is Stop.DONE:
+            return stop
+        dispatch = self._schedule[walked.dispatch]
+        if walked.why is Stop.NOT_FINITE:
+            raise self._non_finite(walked.rank, dispatch)
+        slots = phases.slots.tolist()
+        replies = self._link.resume(walked, slots, dispatch.ranks, PHASE_TIMEOUT_S)
+        self._add_times(replies, time.monotonic() - walked.started_s)
+        self._add_partials(replies, dispatch, work, wire)
+        return walked.dispatch + 1
+
     def _exchange(self, frame: memoryview | bytes, dispatch: Dispatch) -> list[Reply]:
         """Send a frame to the members of a dispatch, gather their replies, keep the times."""
-        times = self.times
         asked_s = time.perf_counter()
         replies = self._link.exchange(frame, dispatch.ranks, PHASE_TIMEOUT_S)
-        waited_s = time.perf_counter() - asked_s
+        self._add_times(replies, time.perf_counter() - asked_s)
+        return replies
+
+    def _add_times(self, replies: list[Reply], waited_s: float) -> None:
+        times = self.times
         kernels_s = min(waited_s, 1e-6 * max([reply.header.busy_us for reply in replies]))
         times.kernels_s += kernels_s
         times.exchange_s += waited_s - kernels_s
         times.longest_dispatch_s = max(times.longest_dispatch_s, waited_s)
         times.n_dispatches += 1
-        return replies
 
     def _add_partials(
         self, replies: list[Reply], dispatch: Dispatch, work: Workspace, wire: Wire
@@ -232,8 +275,11 @@ class Engine:
         first = HEADER_BYTES // work.payload[wire].itemsize
         n_added = add_partials(work.flat, self._inboxes[wire], order, first)
         if n_added < len(replies):
-            where = f"{dispatch.phase.name.lower()} of layer {dispatch.layer}"
-            raise self._reader.non_finite(dispatch.ranks[n_added], where)
+            raise self._non_finite(dispatch.ranks[n_added], dispatch)
+
+    def _non_finite(self, rank: int, dispatch: Dispatch) -> NonFiniteError:
+        where = f"{dispatch.phase.name.lower()} of layer {dispatch.layer}"
+        return self._reader.non_finite(rank, where)
 
     def _encode(self, work: Workspace, wire: Wire) -> None:
         """Write the residual into the frame's payload."""
@@ -295,6 +341,8 @@ class Engine:
             n_rows=work.n_rows, payload_bytes=work.payload[wire].nbytes
         )
         pack_header(work.frame, header)
+        if self._phases is not None:
+            self._phases.begin(work, wire, header)
         write_rows(work.frame, rows.kv_ids, rows.positions)
 
     def _header(self, kind: FrameType, wire: Wire) -> Header:

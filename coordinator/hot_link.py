@@ -25,6 +25,7 @@ from agent.frames import (
 from agent.ids import Epoch, Rank, RunId, Seq
 from agent.sockets import HOT, bind_port, set_options
 from coordinator.gather import Gather
+from coordinator.phase_walk import MAX_SEQ, Stop, Walked
 from kernels.errors import AgentLostError, RemoteError, WireError
 from kernels.layout import round_up
 
@@ -89,8 +90,23 @@ class HotLink:
 
     def next_seq(self) -> Seq:
         """Return a number for the next frame, never used before in this epoch."""
-        self._seq = (self._seq + 1) & 0xFFFFFFFF
-        return Seq(self._seq)
+        return self.next_seqs(1)
+
+    def next_seqs(self, n: int) -> Seq:
+        """Return the first of n consecutive numbers for the next n frames."""
+        first = Seq((self._seq + 1) & MAX_SEQ)
+        self._seq = (self._seq + n) & MAX_SEQ
+        return first
+
+    @property
+    def address(self) -> int:
+        """The socket's address, for compiled code."""
+        return self._socket.underlying
+
+    @property
+    def routes(self) -> list[bytes]:
+        """Route of each member, in rank order."""
+        return [self._routes[rank] for rank in sorted(self._routes)]
 
     def join(self, names: Sequence[str], epoch: Epoch, reply_bytes: int, deadline_s: float) -> None:
         """Wait for the HELLO frame of every member of a new plan and learn their routes.
@@ -143,7 +159,7 @@ class HotLink:
             self._socket.send(self._routes[rank], ROUTE)
             self._socket.send(frame, FRAME)
         except zmq.ZMQError as e:
-            raise self._lost(rank, f"its hot link is closed ({e.strerror})") from e
+            raise self._closed(rank, e) from e
 
     def exchange(
         self,
@@ -160,32 +176,66 @@ class HotLink:
             RemoteError: a member answered with an ERROR frame.
         """
         sent_s, seq = time.monotonic(), Seq(self._seq)
-        gather, routes, slots = self._gather, self._routes, self._slots
-        gather.begin(seq, ranks, sent_s, sent_s + timeout_s)
+        self._gather.begin(seq, ranks, sent_s, sent_s + timeout_s)
         for rank in ranks:
             self.send(rank, frame)
+        return self._await(seq, ranks, {}, timeout_s)
+
+    def resume(
+        self, walked: Walked, slots: Sequence[int], ranks: Sequence[Rank], timeout_s: float
+    ) -> list[Reply]:
+        """Finish an exchange that compiled code began; like `exchange` from there on.
+
+        Args:
+            walked: where and why it stopped.
+            slots: for each member the inbox row of its reply, negative where there is none.
+            ranks: who was asked.
+            timeout_s: how long to wait since the frame was sent.
+        """
+        if walked.why is Stop.UNSENT:
+            raise self._closed(Rank(walked.rank), zmq.ZMQError(walked.error))
+        gather, seq = self._gather, walked.seq
+        gather.begin(seq, ranks, walked.started_s, walked.started_s + timeout_s)
         replies: dict[Rank, Reply] = {}
-        # The spare row takes the next frame; a filled one waits in its place.
-        free = len(slots) - 1
+        for rank in ranks:
+            slot = slots[rank]
+            if slot >= 0:
+                header = read_header(self._slots[slot], walked.reply_bytes)
+                gather.on_reply(rank, seq, header.epoch)
+                replies[rank] = Reply(header, slot)
+        if walked.why is Stop.ODD_FRAME:
+            buffer = self._slots[len(replies)]
+            got = self._check(walked.route, walked.frame_bytes, buffer, walked.more)
+            if got is not None:
+                self._sort_in(*got, seq, replies)
+        return self._await(seq, ranks, replies, timeout_s)
+
+    def _await(
+        self, seq: Seq, ranks: Sequence[Rank], replies: dict[Rank, Reply], timeout_s: float
+    ) -> list[Reply]:
+        """Gather until `replies` has all of `ranks`; each new one fills the next inbox row."""
         while len(replies) < len(ranks):
-            got = self._receive(slots[free])
-            if got is None:
-                self._look_after(gather.missing())
-                if gather.expired(time.monotonic()):
-                    rank = gather.missing()[0]
-                    raise self._lost(rank, f"it did not answer within {timeout_s:.1f} s")
+            got = self._receive(self._slots[len(replies)])
+            if got is not None:
+                self._sort_in(*got, seq, replies)
                 continue
-            route, header = got
-            if routes.get(header.rank) != route:
-                self._drop("a frame under another member's rank")
-            elif header.type is FrameType.ERROR:
-                self._on_error(header, slots[free], seq)
-            elif gather.on_reply(header.rank, header.seq, header.epoch) == "accepted":
-                replies[header.rank] = Reply(header, free)
-                free -= 1
-            else:
-                self._drop("a reply that nobody waits for")
+            self._look_after(self._gather.missing())
+            if self._gather.expired(time.monotonic()):
+                rank = self._gather.missing()[0]
+                raise self._lost(rank, f"it did not answer within {timeout_s:.1f} s")
         return [replies[rank] for rank in ranks]
+
+    def _sort_in(self, route: bytes, header: Header, seq: Seq, replies: dict[Rank, Reply]) -> None:
+        """Keep a frame, which is in the next inbox row, if it is a reply to `seq`."""
+        slot = len(replies)
+        if self._routes.get(header.rank) != route:
+            self._drop("a frame under another member's rank")
+        elif header.type is FrameType.ERROR:
+            self._on_error(header, self._slots[slot], seq)
+        elif self._gather.on_reply(header.rank, header.seq, header.epoch) == "accepted":
+            replies[header.rank] = Reply(header, slot)
+        else:
+            self._drop("a reply that nobody waits for")
 
     def _receive(self, buffer: memoryview) -> tuple[bytes, Header] | None:
         """Receive one frame of this run and epoch into `buffer`; None when none came in time."""
@@ -193,7 +243,16 @@ class HotLink:
             route = self._socket.recv()
             # A ROUTER puts the sender's route before what it sent: at least one more part.
             n_bytes = self._socket.recv_into(buffer)
-            if self._socket.getsockopt(RCVMORE):
+        except zmq.Again:
+            return None
+        return self._check(route, n_bytes, buffer, bool(self._socket.getsockopt(RCVMORE)))
+
+    def _check(
+        self, route: bytes, n_bytes: int, buffer: memoryview, more: bool
+    ) -> tuple[bytes, Header] | None:
+        """Return a received frame's sender and header; None, and count, if it is none of ours."""
+        try:
+            if more:
                 while self._socket.getsockopt(RCVMORE):
                     self._socket.recv()
                 raise WireError("a message of more than two parts")
@@ -202,8 +261,6 @@ class HotLink:
             header = read_header(buffer, n_bytes)
             if header.run_id != self._run_id or header.epoch != self.epoch:
                 raise WireError("a frame of another run or epoch")
-        except zmq.Again:
-            return None
         except WireError as e:
             self._drop(str(e))
             return None
@@ -237,13 +294,16 @@ class HotLink:
             except zmq.Again:
                 pass  # a full queue is slow, not gone
             except zmq.ZMQError as e:
-                raise self._lost(rank, f"its hot link is closed ({e.strerror})") from e
+                raise self._closed(rank, e) from e
 
     def _raise_if_lost(self, ranks: Sequence[Rank] | dict[Rank, str]) -> None:
         for rank in ranks:
             reason = self._lost_reason(rank)
             if reason:
                 raise self._lost(rank, reason)
+
+    def _closed(self, rank: Rank, error: zmq.ZMQError) -> AgentLostError:
+        return self._lost(rank, f"its hot link is closed ({error.strerror})")
 
     def _lost(self, rank: Rank, why: str) -> AgentLostError:
         name = self._names.get(rank, f"rank {rank}")

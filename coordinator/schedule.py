@@ -4,6 +4,7 @@ A dispatch is one request to a few members and one gather of their answers. The 
 list top-down; nothing about a token is decided twice.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from agent.frames import Phase
@@ -12,7 +13,7 @@ from agent.share import count_atoms
 from coordinator.plan import Plan, Stage
 from kernels.layout import Geometry
 
-__all__ = ["Dispatch", "make_schedule"]
+__all__ = ["Dispatch", "half_layers_end", "make_schedule"]
 
 
 class Dispatch(NamedTuple):
@@ -43,6 +44,15 @@ def make_schedule(plan: Plan, geometry: Geometry) -> list[Dispatch]:
     if not (dispatches and dispatches[-1].vocab_after):
         dispatches.append(Dispatch(Phase.VOCAB, geometry.n_layers - 1, vocab_ranks))
     return dispatches
+
+
+def half_layers_end(schedule: Sequence[Dispatch]) -> list[int]:
+    """Return for each dispatch where the unbroken row of half layers that it is in ends."""
+    ends = list(range(len(schedule)))
+    for at in reversed(range(len(schedule))):
+        if schedule[at].phase in (Phase.ATTENTION, Phase.MLP):
+            ends[at] = ends[at + 1] if at + 1 < len(schedule) else at + 1
+    return ends
 
 
 def _layer_phases(stage: Stage, ranks: tuple[Rank, ...]) -> list[Dispatch]:

@@ -27,6 +27,7 @@ class Workspace:
         frame: header, row table and room for the payload of a STEP in f32, the larger type.
         payload: the payload as (n,) numbers of each wire type.
         frames: the whole frame with a payload of each wire type.
+        frame_arrays: the same as (n,) uint8.
     """
 
     def __init__(self, n_rows: int, hidden_size: int) -> None:
@@ -44,3 +45,4 @@ class Workspace:
         }
         whole = memoryview(self.frame)
         self.frames = {w: whole[: start + p.nbytes] for w, p in self.payload.items()}
+        self.frame_arrays = {w: np.frombuffer(f, np.uint8) for w, f in self.frames.items()}

@@ -1,8 +1,8 @@
 """A barrier for kernels that several threads run together, without the GIL.
 
 `sync` is an int64 array with one word per 64-byte line: arrivals, generation, abort (a thread
-failed: nobody waits any more), done and job (used by `pool`). The last thread to arrive starts the
-next generation; the others spin, then yield the CPU each turn.
+failed: nobody waits any more), then those of `team`. The last thread to arrive starts the next
+generation; the others spin, then yield the CPU each turn.
 With JIT switched off there is one thread and a barrier is nothing.
 """
 
@@ -13,24 +13,16 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 
-from kernels.jit import inner, kernel
+from kernels.jit import inner
 from kernels.lowering import element_address, operation
 
-__all__ = ["ABORT", "DONE", "JOB", "count_up", "new_sync", "wait", "wait_change", "wait_count"]
+__all__ = ["ABORT", "LINE", "atomic_add", "atomic_load", "atomic_store", "wait", "yield_cpu"]
 
 I64Array = npt.NDArray[np.int64]
 
-_LINE = 8  # int64 words of a cache line
-ARRIVED, GENERATION, ABORT, DONE, JOB = (i * _LINE for i in range(5))
-N_WORDS = 5 * _LINE
+LINE = 8  # int64 words of a cache line
+ARRIVED, GENERATION, ABORT = (i * LINE for i in range(3))
 _SPINS = 2000
-
-
-def new_sync() -> I64Array:
-    """Return zeroed words whose lines start at multiples of 64 bytes."""
-    raw = np.zeros(N_WORDS + _LINE, np.int64)
-    skip = -raw.ctypes.data % 64 // 8
-    return raw[skip : skip + N_WORDS]
 
 
 def atomic_add(words: I64Array, i: int, value: int) -> int:
@@ -97,28 +89,3 @@ def wait(sync: I64Array, n_threads: int) -> None:
         spins += 1
         if spins > _SPINS:
             yield_cpu()
-
-
-@kernel
-def count_up(sync: I64Array, i: int) -> None:
-    """Add 1 to a word as one step seen by all threads."""
-    atomic_add(sync, i, 1)
-
-
-@kernel
-def wait_count(sync: I64Array, i: int, n: int) -> None:
-    """Return once a word has reached n."""
-    spins = 0
-    while atomic_load(sync, i) < n:
-        spins += 1
-        if spins > _SPINS:
-            yield_cpu()
-
-
-@kernel
-def wait_change(sync: I64Array, i: int, seen: int, n_spins: int) -> bool:
-    """Watch a word for n_spins looks and tell whether it differs from `seen`."""
-    for _ in range(n_spins):
-        if atomic_load(sync, i) != seen:
-            return True
-    return False

@@ -14,7 +14,16 @@ from kernels.errors import InputError
 from kernels.half import bits_of, from_half, to_half
 from kernels.jit import kernel
 
-__all__ = ["add_partial", "add_partials", "decode_f16", "encode_f16", "encode_flat"]
+__all__ = [
+    "add_partial",
+    "add_partials",
+    "add_slots_f16",
+    "add_slots_f32",
+    "decode_f16",
+    "decode_flat",
+    "encode_f16",
+    "encode_flat",
+]
 
 F32Array = npt.NDArray[np.float32]
 U16Array = npt.NDArray[np.uint16]
@@ -32,12 +41,12 @@ def encode_f16(source: F32Array, target: U16Array) -> None:
     Raises:
         InputError: another dtype, another size or arrays that are not contiguous and aligned.
     """
-    _encode(_source(source, np.float32, target.size), _target(target, np.uint16))
+    encode_flat(_source(source, np.float32, target.size), _target(target, np.uint16))
 
 
 def decode_f16(source: U16Array, target: F32Array) -> None:
     """Write float16 bits as float32 values; the counterpart of `encode_f16`."""
-    _decode(_source(source, np.uint16, target.size), _target(target, np.float32))
+    decode_flat(_source(source, np.uint16, target.size), _target(target, np.float32))
 
 
 def add_partial(residual: F32Array, partial: npt.NDArray[Any]) -> bool:
@@ -76,13 +85,8 @@ def add_partials(
         How many members were added before one with a NaN or infinite value or sum: len(slots)
         if all values are finite.
     """
-    add = _add_slots_f16 if inbox.dtype == np.uint16 else _add_slots_f32
+    add = add_slots_f16 if inbox.dtype == np.uint16 else add_slots_f32
     return add(residual, inbox, slots, first)
-
-
-def encode_flat(source: F32Array, target: U16Array) -> None:
-    """Write float32 values as float16 bits; (n,) both, nothing is checked, see `encode_f16`."""
-    _encode(source, target)
 
 
 def _source(array: npt.NDArray[Any], dtype: Any, n: int) -> npt.NDArray[Any]:
@@ -110,13 +114,15 @@ def _target(array: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:
 
 
 @kernel
-def _encode(source: F32Array, target: U16Array) -> None:
+def encode_flat(source: F32Array, target: U16Array) -> None:
+    """Write float32 values as float16 bits; (n,) both, nothing is checked, see `encode_f16`."""
     for i in range(source.size):
         target[i] = to_half(source[i])
 
 
 @kernel
-def _decode(source: U16Array, target: F32Array) -> None:
+def decode_flat(source: U16Array, target: F32Array) -> None:
+    """Write float16 bits as float32 values; (n,) both, nothing is checked, see `decode_f16`."""
     for i in range(source.size):
         target[i] = from_half(source[i])
 
@@ -146,9 +152,10 @@ def _add_f16(source: U16Array, residual: F32Array) -> bool:
 
 
 @kernel
-def _add_slots_f16(
+def add_slots_f16(
     residual: F32Array, inbox: U16Array, slots: npt.NDArray[np.int32], first: int
 ) -> int:
+    """Do `add_partials` for float16 bits."""
     for k in range(slots.size):
         source = inbox[slots[k]][first : first + residual.size]
         if not _add_f16(source, residual):
@@ -157,9 +164,10 @@ def _add_slots_f16(
 
 
 @kernel
-def _add_slots_f32(
+def add_slots_f32(
     residual: F32Array, inbox: F32Array, slots: npt.NDArray[np.int32], first: int
 ) -> int:
+    """Do `add_partials` for float32."""
     for k in range(slots.size):
         source = inbox[slots[k]][first : first + residual.size]
         if not _add_f32(source, residual):

@@ -22,10 +22,12 @@ from kernels.jit import inner, kernel, merged
 from kernels.layout import COLUMNS_PER_ATOM, TILE_K, TILE_ROWS, VOCAB_ROWS_PER_ATOM
 from kernels.matvec import Matrix, matvec
 from kernels.mlp import gate_up
+from kernels.native import floats_at
 from kernels.norm import rms_norm
 from kernels.paging import PAGE_TOKENS
 from kernels.rope import rotate
 from kernels.spans import F32Array, Rows, Span, row_of, share
+from kernels.team import SEEN, begin_job, end_job, finish_job, is_dismissed, next_job, read_job
 
 __all__ = ["ATTENTION", "LOGITS", "MLP", "RESIDUAL", "run_stage"]
 
@@ -70,27 +72,54 @@ def run_stage(
     first_layer: int,
     stop_layer: int,
     n_rows: int,
+    x_address: int,
+    out_address: int,
+    out_columns: int,
     w: npt.NDArray[Any],
     floats: F32Array,
     pages: npt.NDArray[Any],
     page_table: npt.NDArray[np.int32],
     table: I64Array,
     scratch: F32Array,
-    x2: F32Array,
-    out2: F32Array,
 ) -> None:
     """Run the phases named by `what` for layers [first_layer, stop_layer).
 
     With RESIDUAL each partial sum is added to x in place (the member holds whole layers) and out
-    is left alone; else out receives the partial sum of the single phase that is named.
+    is left alone; else out receives the partial sum of the single phase that is named. x is
+    (n_rows, D) and out (n_rows, out_columns) float32, C-contiguous, given by their addresses.
+
+    Thread 0 runs one job. The others stay, do their share of every job that thread 0 runs, and
+    return when they are dismissed; the numbers they are called with are of no account (`team`).
     """
-    team = Team(tid, n_threads, sync)
-    m = Member(w, floats, KvPages(pages.reshape(-1), page_table), table, scratch)
-    hidden = table[at.HIDDEN]
-    x = Rows(x2.reshape(-1), 0, hidden)
-    out = Rows(out2.reshape(-1), 0, out2.shape[1])
+    seen = sync[SEEN]
+    while True:
+        if tid == 0:
+            begin_job(
+                sync, n_threads, what, first_layer, stop_layer, n_rows, x_address, out_address,
+                out_columns,
+            )  # fmt: skip
+        else:
+            next_job(sync, tid, seen)
+            seen += 1
+            if is_dismissed(sync):
+                return
+        member = Member(w, floats, KvPages(pages.reshape(-1), page_table), table, scratch)
+        _run_phases(Team(tid, n_threads, sync), member)
+        if tid == 0:
+            end_job(sync, n_threads)
+            return
+        finish_job(sync)
+
+
+@merged
+def _run_phases(team: Team, m: Member) -> None:
+    """Do one thread's share of the job that is published."""
+    what, first_layer, stop_layer, n_rows, x_address, out_address, columns = read_job(team.sync)
+    hidden = m.table[at.HIDDEN]
+    x = Rows(floats_at(x_address, n_rows * hidden), 0, hidden)
+    out = Rows(floats_at(out_address, n_rows * columns), 0, columns)
     if what & RESIDUAL:
-        out = Rows(scratch, table[at.PARTIAL], hidden)
+        out = Rows(m.scratch, m.table[at.PARTIAL], hidden)
     for layer in range(first_layer, stop_layer):
         if what & ATTENTION:
             _attention(team, m, layer, n_rows, x, out)

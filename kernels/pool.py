@@ -1,21 +1,20 @@
 """Worker threads that run one kernel together, the GIL released.
 
-The caller is thread 0. The others are persistent Python threads: between calls they watch the
-job counter in compiled code for a moment, then sleep. The only part of `kernels` that may use
-threads.
+The caller is thread 0. The others are persistent Python threads that wait for a function to run
+once (`run`), or for one that keeps them in compiled code over many jobs (`attach`, see `team`).
+The only part of `kernels` that may use threads.
 """
 
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from kernels.barrier import ABORT, DONE, JOB, count_up, new_sync, wait_change, wait_count
+from kernels.barrier import ABORT
 from kernels.errors import InputError
 from kernels.jit import JIT_DISABLED
+from kernels.team import DONE, JOB, SEEN, count_up, dismiss, new_sync, wait_count
 
 __all__ = ["Pool"]
-
-_WATCH_SPINS = 20_000  # some tens of microseconds; then park
 
 
 class Pool:
@@ -23,6 +22,9 @@ class Pool:
 
     Args:
         n_threads: threads, the caller included.
+
+    Attributes:
+        sync: the words by which the threads find each other, see `team`.
 
     Raises:
         InputError: n_threads below 1, or above 1 with JIT switched off.
@@ -34,10 +36,12 @@ class Pool:
         if n_threads > 1 and JIT_DISABLED:
             raise InputError("NUMBA_DISABLE_JIT allows only one thread; use --threads 1")
         self.n_threads = n_threads
-        self.sync = new_sync()
+        self.sync = new_sync(n_threads)
         self._job: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+        self._attached: tuple[Any, ...] | None = None
         self._failure: BaseException | None = None
-        self._parked = [False] * n_threads
+        self._n_failed = 0
+        self._lock = threading.Lock()
         self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
         self._workers = [
             threading.Thread(target=self._work, args=(tid,), name=f"kernel-{tid}", daemon=True)
@@ -57,7 +61,7 @@ class Pool:
         if self.n_threads == 1:
             function(0, 1, self.sync, *args)
             return
-        self._failure = None
+        self._detach()
         self._start((function, args))
         try:
             function(0, self.n_threads, self.sync, *args)
@@ -65,49 +69,82 @@ class Pool:
             self.sync[ABORT] = 1
             raise
         finally:
-            wait_count(self.sync, DONE, self.n_threads - 1)
-            self._reset()
-        if self._failure is not None:
-            raise self._failure
+            self._join(self.n_threads - 1)
+        self.check()
+
+    def attach(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Have all workers inside function(tid, n_threads, sync, *args), which follows `team`.
+
+        The caller may then call it as thread 0, once for each job, until something else is
+        attached or run. Costs nothing if the same function and arrays are attached already.
+
+        Args:
+            function: a kernel; it compiles before the workers enter it.
+            args: the very same objects in each call count as the same.
+        """
+        if self.n_threads == 1 or self._is_attached(function, args):
+            return
+        self._detach()
+        self.sync[SEEN] = self.sync[JOB]
+        self._start((function, args))
+        self._attached = (function, *args)
+
+    def check(self) -> None:
+        """Raise what a worker raised in its last job, if anything.
+
+        Raises:
+            Exception: that.
+        """
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._detach()
+            raise failure
 
     def close(self) -> None:
         """End the workers; the pool must not be used again."""
         if self._workers:
+            self._detach()
             self._start(None)
             for worker in self._workers:
                 worker.join()
             self._workers = []
 
-    def _start(self, job: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> None:
-        """Publish a job and wake the workers that sleep."""
-        self._job = job
-        self.sync[JOB] += 1
-        for tid in range(1, self.n_threads):
-            if self._parked[tid]:
-                self._parked[tid] = False
-                self._wake[tid].release()
+    def _is_attached(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+        attached = self._attached
+        if attached is None or attached[0] is not function or len(attached) != 1 + len(args):
+            return False
+        return all(a is b for a, b in zip(attached[1:], args, strict=True))
 
-    def _reset(self) -> None:
-        """Make the words ready for the next job; no worker is inside one."""
+    def _detach(self) -> None:
+        """Bring attached workers back to Python."""
+        if self._attached is not None:
+            self._attached = None
+            dismiss(self.sync, self.n_threads)
+            # Who failed has left already.
+            self._join(self.n_threads - 1 - self._n_failed)
+
+    def _start(self, job: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> None:
+        """Hand workers that wait in Python a job."""
+        self._job, self._n_failed = job, 0
+        for tid in range(1, self.n_threads):
+            self._wake[tid].release()
+
+    def _join(self, n_workers: int) -> None:
+        """Wait until n_workers are back in Python and make the words ready for the next job."""
+        wait_count(self.sync, DONE, n_workers)
         self.sync[:JOB] = 0
 
     def _work(self, tid: int) -> None:
         """Run jobs until one is None."""
-        seen = 0
         while True:
-            if not wait_change(self.sync, JOB, seen, _WATCH_SPINS):
-                self._parked[tid] = True
-                # Either we see the new job here or its publisher saw the flag.
-                while self.sync[JOB] == seen:
-                    self._wake[tid].acquire()
-                self._parked[tid] = False
-            seen += 1
+            self._wake[tid].acquire()
             if self._job is None:
                 return
             function, args = self._job
             try:
                 function(tid, self.n_threads, self.sync, *args)
             except BaseException as e:  # handed to the caller
-                self._failure = e
+                with self._lock:
+                    self._failure, self._n_failed = e, self._n_failed + 1
                 self.sync[ABORT] = 1
             count_up(self.sync, DONE)

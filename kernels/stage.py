@@ -4,7 +4,7 @@ Does not know sockets, files or plans; the caller owns the store, the KV pool an
 See `phases` for the arithmetic and `checks` for what is verified.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,26 @@ from kernels.checks import (
 from kernels.errors import InputError
 from kernels.layout import Geometry
 from kernels.matvec import WEIGHT_DTYPE
+from kernels.native import entry_address
 from kernels.phases import ATTENTION, LOGITS, MLP, RESIDUAL, run_stage
 from kernels.pool import Pool
 from kernels.row_table import prepare_rows
 from kernels.tables import MemberAtoms, build_tables
 
-__all__ = ["MemberAtoms", "StageKernels"]
+__all__ = ["MemberAtoms", "PhaseCall", "StageKernels"]
 
 F32Array = npt.NDArray[np.float32]
 I32Array = npt.NDArray[np.int32]
 
 _F32 = np.dtype(np.float32)
+
+
+class PhaseCall(NamedTuple):
+    """How compiled code runs a phase: `call_at(address, (*head, what, first, stop, *tail))`."""
+
+    address: int
+    head: tuple[Any, ...]
+    tail: tuple[Any, ...]
 
 
 class StageKernels:
@@ -79,13 +88,13 @@ class StageKernels:
         self._context_tokens = context_tokens
         self._pool = pool
         self._sync = pool.sync
-        self._direct = pool.n_threads == 1
         self._has_all = _holds_whole_layers(geometry, atoms)
         self._has_vocab = atoms.vocab.size > 0
         self._n_rows = 0
         self._shape = (0, self._hidden)
         self._checked_x: F32Array | None = None
         self._checked_out: F32Array | None = None
+        self._addresses = (0, 0)
         self._slots = np.zeros(max_rows, np.int32)
         self._positions = np.zeros(max_rows, np.int32)
         table, scratch = build_tables(geometry, atoms, max_rows, context_tokens, pool.n_threads)
@@ -93,6 +102,8 @@ class StageKernels:
         floats = _read_only(store, np.float32)
         # Arguments of every kernel call, in order.
         self._arrays = (weights, floats, pages, page_table, table, scratch)
+        # What workers are attached with: the numbers come with each job.
+        self._attachment = (0, 0, 0, 0, 0, 0, 0, *self._arrays)
         self._rows_arrays = (np.array(inv_freq), float(rope_scale), pages, page_table)
 
     def begin(self, slots: I32Array, positions: I32Array) -> None:
@@ -156,7 +167,8 @@ class StageKernels:
             raise InputError("run_layers needs a member that holds every atom of its layers")
         if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
             raise self._array_error("x", x, self._hidden)
-        self._run(ATTENTION + MLP + RESIDUAL, 0, self.n_layers, x, x)
+        address = x.ctypes.data
+        self._run(ATTENTION + MLP + RESIDUAL, 0, self.n_layers, address, address, self._hidden)
 
     def logits(self, x: F32Array, out: F32Array) -> None:
         """Write final norm and vocabulary rows for every row, in the order of atoms.vocab.
@@ -176,7 +188,28 @@ class StageKernels:
             raise self._array_error("out", out, self.n_local_rows)
         if not out.flags.carray:
             raise self._array_error("out", out, self.n_local_rows)
-        self._run(LOGITS, 0, 0, x, out)
+        self._run(LOGITS, 0, 0, x.ctypes.data, out.ctypes.data, self.n_local_rows)
+
+    def phase_call(self, x: F32Array, out: F32Array) -> PhaseCall:
+        """Return how compiled code runs `attention` and `mlp` on the rows begun.
+
+        Valid until the next call of any other method.
+
+        Args:
+            x: (n, D) float32 residual, C-contiguous; keep it alive.
+            out: (n, D) float32, C-contiguous, written by each call; keep it alive.
+
+        Raises:
+            InputError: no rows begun, or a wrong shape or dtype.
+        """
+        self._check_phase(x, out)
+        self._attach()
+        head: tuple[Any, ...] = (0, self._pool.n_threads, self._sync)
+        tail: tuple[Any, ...] = (self._n_rows, *self._addresses, self._hidden, *self._arrays)
+        # Compiles if need be: a job without phases does nothing.
+        nothing: tuple[Any, ...] = (*head, 0, 0, 0, *tail)
+        run_stage(*nothing)
+        return PhaseCall(entry_address(run_stage, nothing), head, tail)
 
     def _phase(self, what: int, layer: int, x: F32Array, out: F32Array) -> None:
         """Run one phase. Arrays that have just been checked are not checked again."""
@@ -184,10 +217,7 @@ class StageKernels:
             self._check_phase(x, out)
         if not 0 <= layer < self.n_layers:
             raise InputError(f"layer index {layer} is not in 0 .. {self.n_layers - 1}")
-        if self._direct:  # spares the pool's bookkeeping on the way to every phase
-            run_stage(0, 1, self._sync, what, layer, layer + 1, self._n_rows, *self._arrays, x, out)
-        else:
-            self._run(what, layer, layer + 1, x, out)
+        self._run(what, layer, layer + 1, *self._addresses, self._hidden)
 
     def _check_phase(self, x: F32Array, out: F32Array) -> None:
         """Check the arrays of a phase and remember them until the next begin()."""
@@ -196,13 +226,24 @@ class StageKernels:
         if out.shape != self._shape or out.dtype != _F32 or not out.flags.carray:
             raise self._array_error("out", out, self._hidden)
         self._checked_x, self._checked_out = x, out
+        self._addresses = (x.ctypes.data, out.ctypes.data)
 
-    def _run(self, what: int, first: int, stop: int, x: F32Array, out: F32Array) -> None:
+    def _attach(self) -> None:
+        """Have the workers wait for jobs on this member's arrays."""
+        self._pool.attach(run_stage, self._attachment)
+
+    def _run(
+        self, what: int, first: int, stop: int, x_address: int, out_address: int, columns: int
+    ) -> None:
         """Run phases on the pool's threads."""
-        if self._direct:  # spares the pool's bookkeeping on the way to every phase
-            run_stage(0, 1, self._pool.sync, what, first, stop, self._n_rows, *self._arrays, x, out)
-        else:
-            self._pool.run(run_stage, what, first, stop, self._n_rows, *self._arrays, x, out)
+        pool = self._pool
+        if pool.n_threads > 1:
+            self._attach()
+        run_stage(
+            0, pool.n_threads, self._sync, what, first, stop, self._n_rows, x_address,
+            out_address, columns, *self._arrays,
+        )  # fmt: skip
+        pool.check()
 
     def _array_error(self, name: str, array: npt.NDArray[Any], n_columns: int) -> InputError:
         """Return the error that describes a wrong activation array."""

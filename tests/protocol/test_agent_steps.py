@@ -7,6 +7,7 @@ from agent.frames import FrameType, Phase, Wire
 from agent.kv_ops import KvOp, KvOpCode
 from agent.member import make_member
 from agent.messages import Heartbeat, Ready
+from agent.native import PLAIN_VARIABLE
 from agent.vocab_payload import SamplerRow, pack_sampler_rows, read_top_rows
 from kernels.pool import Pool
 from kernels.vocab import log_sum_exp
@@ -22,10 +23,14 @@ def directory(tmp_path_factory):
         yield directory
 
 
-@pytest.fixture(scope="module")
-def joined(directory, tmp_path_factory):
-    """A coordinator whose one agent has pulled a whole model and is READY."""
-    with running(directory, tmp_path_factory.mktemp("agent")) as (coordinator, _):
+@pytest.fixture(scope="module", params=["compiled", "plain"])
+def joined(directory, tmp_path_factory, request):
+    """A coordinator whose one agent has pulled a whole model and is READY.
+
+    Twice: with phases served by compiled code where they may be, and all of them by Python.
+    """
+    env = {PLAIN_VARIABLE: "1" if request.param == "plain" else "0"}
+    with running(directory, tmp_path_factory.mktemp("agent"), env=env) as (coordinator, _):
         ready = coordinator.join()
         assert isinstance(ready, Ready)
         assert ready.pulled_bytes > 0
@@ -228,6 +233,60 @@ def test_foreign_and_malformed_frames_are_dropped_in_silence(cluster):
     # The next reply answers the next step: nothing else came back.
     header, _ = cluster.step(Phase.ATTENTION, 0, numbers(1), [(1, 0)])
     assert header.type is FrameType.PARTIAL
+
+
+def steady(cluster):
+    """Bring the agent to serve frames like the last one without Python, if it does that at all."""
+    for layer in (0, 1):
+        header, _ = cluster.step(Phase.ATTENTION, layer, numbers(1), [(1, 0)])
+        assert header.type is FrameType.PARTIAL
+
+
+def test_the_same_frame_with_a_foreign_run_or_epoch_is_dropped_in_the_middle_of_a_step(cluster):
+    for change in ({"run_id": 1}, {"epoch": 2}, {"epoch": 0}):
+        steady(cluster)
+        step = cluster.header(FrameType.STEP, layer=1)
+        cluster.send(step._replace(**change), [(1, 0)], b"\0" * 128)
+        header, _ = cluster.step(Phase.MLP, 1, numbers(1), [(1, 0)])
+        assert header.type is FrameType.PARTIAL
+
+
+@pytest.mark.parametrize("layer", [2, 255, 65535])
+def test_a_layer_that_is_not_there_is_an_error_in_the_middle_of_a_step(cluster, layer):
+    steady(cluster)
+    header, payload = cluster.step(Phase.MLP, layer, numbers(1), [(1, 0)])
+    assert header.type is FrameType.ERROR
+    assert f"layer {layer} is not in this member's stage" in payload.decode()
+    steady(cluster)
+
+
+def test_a_context_that_closes_in_the_middle_of_a_step_is_missed_by_the_next_phase(cluster):
+    cluster.kv(KvOp(OPEN, 9, 10))
+    for layer in (0, 1):
+        header, _ = cluster.step(Phase.ATTENTION, layer, numbers(1), [(9, 0)])
+        assert header.type is FrameType.PARTIAL
+    cluster.kv(KvOp(RELEASE, 9))
+    header, payload = cluster.step(Phase.ATTENTION, 1, numbers(1), [(9, 0)])
+    assert header.type is FrameType.ERROR
+    assert "context 9 is not open" in payload.decode()
+
+
+def test_rows_wire_and_vocabulary_may_change_between_phases(cluster, local):
+    for wire, rows in [(Wire.F16, [(1, 0)]), (Wire.F32, [(1, 0)]), (Wire.F16, [(1, 1)]),
+                       (Wire.F16, [(1, 1), (1, 2)]), (Wire.F16, [(1, 2), (1, 1)])]:  # fmt: skip
+        x, out = numbers(len(rows), seed=rows[0][1]), np.zeros((len(rows), 64), np.float32)
+        begin(local, rows)
+        for layer in (0, 1):
+            for phase in (Phase.ATTENTION, Phase.MLP):
+                header, payload = cluster.step(phase, layer, x, rows, wire=wire)
+                run = local.kernels.attention if phase is Phase.ATTENTION else local.kernels.mlp
+                run(layer, x, out)
+                assert (header.layer, header.phase, header.wire) == (layer, phase, wire)
+                assert np.array_equal(as_array(payload, wire, len(rows)), rounded(out, wire))
+        header, _ = cluster.step(
+            Phase.VOCAB, 1, x[:1], rows[:1], n_vocab_rows=1, block=GREEDY, wire=wire
+        )
+        assert header.type is FrameType.TOP
 
 
 def test_heartbeats_show_progress(cluster):

@@ -1,0 +1,188 @@
+"""Threads that run jobs together and stay in compiled code between them, without the GIL.
+
+    thread 0      begin_job(sync, ...)    run its share    end_job(sync, ...)
+    thread > 0    next_job(sync, tid)     run its share    finish_job(sync)     and over again
+
+A function that follows this protocol is entered by every worker once (`Pool.attach`) and by the
+caller for each job. Workers watch the job counter for some tens of microseconds after a job, then
+park on a semaphore. `sync` holds the words of `barrier`, those below, and two lines a thread.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+
+from kernels.barrier import LINE, atomic_add, atomic_load, atomic_store, yield_cpu
+from kernels.jit import inner, kernel
+from kernels.lowering import element_address, operation
+
+__all__ = [
+    "DONE",
+    "JOB",
+    "SEEN",
+    "begin_job",
+    "count_up",
+    "dismiss",
+    "end_job",
+    "finish_job",
+    "is_dismissed",
+    "is_parked",
+    "new_sync",
+    "next_job",
+    "read_job",
+    "wait_count",
+]
+
+I64Array = npt.NDArray[np.int64]
+
+# After the barrier's three: finished workers, the number of the job, what workers have seen of it
+# when they enter, and what the job is: _LEAVE, or anything else, in the first of its numbers.
+DONE, JOB, SEEN, _WORDS, _THREADS = (i * LINE for i in range(3, 8))
+_LEAVE = -1
+_SEMAPHORE_BYTES = 32  # sem_t of glibc and musl on 64 bits
+_WATCH_SPINS = 20_000  # some tens of microseconds
+_SPINS = 2000
+
+
+def new_sync(n_threads: int) -> I64Array:
+    """Return zeroed words whose lines start at multiples of 64 bytes."""
+    n_words = _THREADS + 2 * n_threads * LINE
+    raw = np.zeros(n_words + LINE, np.int64)
+    skip = -raw.ctypes.data % 64 // 8
+    sync = raw[skip : skip + n_words]
+    if n_threads > 1:
+        _init(sync, n_threads)
+    return sync
+
+
+def is_parked(sync: I64Array, tid: int) -> bool:
+    """Tell whether a worker sleeps."""
+    return bool(sync[_THREADS + 2 * tid * LINE])
+
+
+def _only_compiled() -> int:
+    raise NotImplementedError("only compiled code has semaphores")
+
+
+def semaphore_init(words: I64Array, i: int) -> int:
+    """Make a semaphore of count 0 at words[i]."""
+    return _only_compiled()
+
+
+def semaphore_post(words: I64Array, i: int) -> int:
+    """Add 1 to the semaphore's count."""
+    return _only_compiled()
+
+
+def semaphore_wait(words: I64Array, i: int) -> int:
+    """Wait until the count is above 0 and take 1, or until a signal comes."""
+    return _only_compiled()
+
+
+def _call_libc(name: str, *extra: int) -> Any:
+    """Return the lowering of int name(sem_t *, unsigned ...) with constants after the address."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        n_bytes = _SEMAPHORE_BYTES
+        at = element_address(context, builder, sig.args[0], args[0], args[1], n_bytes)
+        ftype = ir.FunctionType(i32, [pointer] + [i32] * len(extra))
+        function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
+        constants = [ir.Constant(i32, value) for value in extra]
+        result = builder.call(function, [builder.bitcast(at, pointer), *constants])
+        return builder.sext(result, ir.IntType(64))
+
+    return lower
+
+
+operation(semaphore_init, types.int64, types.Array, types.Integer)(_call_libc("sem_init", 0, 0))
+operation(semaphore_post, types.int64, types.Array, types.Integer)(_call_libc("sem_post"))
+operation(semaphore_wait, types.int64, types.Array, types.Integer)(_call_libc("sem_wait"))
+
+
+@kernel
+def _init(sync: I64Array, n_threads: int) -> None:
+    for tid in range(n_threads):
+        semaphore_init(sync, _THREADS + (2 * tid + 1) * LINE)
+
+
+@inner
+def begin_job(
+    sync: I64Array, n_threads: int, what: int, a: int, b: int, c: int, d: int, e: int, f: int
+) -> None:
+    """Publish a job, seven numbers, and wake the workers that sleep."""
+    for i, word in enumerate((what, a, b, c, d, e, f)):
+        sync[_WORDS + i] = word
+    atomic_add(sync, JOB, 1)
+    for tid in range(1, n_threads):
+        parked = _THREADS + 2 * tid * LINE
+        # A worker that is just about to sleep may get one post too many; see next_job.
+        if atomic_load(sync, parked) != 0:
+            semaphore_post(sync, parked + LINE)
+
+
+@inner
+def next_job(sync: I64Array, tid: int, seen: int) -> None:
+    """Return once the number of the job differs from `seen`."""
+    for _ in range(_WATCH_SPINS):
+        if atomic_load(sync, JOB) != seen:
+            return
+    parked = _THREADS + 2 * tid * LINE
+    atomic_store(sync, parked, 1)
+    # Either we see the new job here, or its publisher saw the flag and posts.
+    while atomic_load(sync, JOB) == seen:
+        semaphore_wait(sync, parked + LINE)
+    atomic_store(sync, parked, 0)
+
+
+@inner
+def read_job(sync: I64Array) -> tuple[int, int, int, int, int, int, int]:
+    """Return the numbers of the job."""
+    i = _WORDS
+    return (
+        sync[i], sync[i + 1], sync[i + 2], sync[i + 3], sync[i + 4], sync[i + 5], sync[i + 6],
+    )  # fmt: skip
+
+
+@inner
+def is_dismissed(sync: I64Array) -> bool:
+    """Tell whether the job is to leave."""
+    return bool(sync[_WORDS] == _LEAVE)
+
+
+@inner
+def finish_job(sync: I64Array) -> None:
+    """Say that this worker has done its share."""
+    atomic_add(sync, DONE, 1)
+
+
+@inner
+def end_job(sync: I64Array, n_threads: int) -> None:
+    """Wait until all workers have done theirs, and make ready for the next job."""
+    wait_count(sync, DONE, n_threads - 1)
+    atomic_store(sync, DONE, 0)
+
+
+@kernel
+def dismiss(sync: I64Array, n_threads: int) -> None:
+    """Have attached workers return to Python."""
+    begin_job(sync, n_threads, _LEAVE, 0, 0, 0, 0, 0, 0)
+
+
+@kernel
+def count_up(sync: I64Array, i: int) -> None:
+    """Add 1 to a word as one step seen by all threads."""
+    atomic_add(sync, i, 1)
+
+
+@kernel
+def wait_count(sync: I64Array, i: int, n: int) -> None:
+    """Return once a word has reached n."""
+    spins = 0
+    while atomic_load(sync, i) < n:
+        spins += 1
+        if spins > _SPINS:
+            yield_cpu()
