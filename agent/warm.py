@@ -18,6 +18,8 @@ import numpy as np
 
 from agent.kv import KvPool, KvShape
 from agent.kv_ops import KvOp, KvOpCode
+from agent.native import find_calls
+from agent.phase_loop import StageCall, load_phase_loop
 from agent.share import KvFormat
 from kernels.exchange import decode_f16, encode_f16
 from kernels.layout import Geometry
@@ -81,6 +83,10 @@ def _call_all(geometry: Geometry, kv: KvFormat) -> None:
     decode_f16(half, x)
     kernels.attention(0, x, out)
     kernels.mlp(0, x, out)
+    if find_calls() is not None:
+        call = kernels.phase_call(x, out)
+        layers, flat = np.zeros(1, np.int32), (x.reshape(-1), out.reshape(-1))
+        load_phase_loop(StageCall(layers, half, *flat, half, call.address, call.head, call.tail))
     kernels.run_layers(x)
     logits = np.zeros((1, small.vocab_size), np.float32)
     kernels.logits(x, logits)
