@@ -10,6 +10,7 @@ Who gets a reply is data: the holders of the residual. In a star the coordinator
 in a mesh every member is, and each PARTIAL goes to all of them.
 """
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import zmq
 
+from agent.cores import claimed_core, pinned
 from agent.events import Event, Joined, LinkLost, LoadFailed, LoadKey
 from agent.frames import (
     HEADER_BYTES,
@@ -64,6 +66,7 @@ class HotLoop:
             that was asked to stop posts nothing more.
         after: the loop of a former run, which may still be inside a kernel; this one waits for
             it, because both use the same worker threads.
+        pin: keep the thread on a core of its own, if one is free.
 
     Attributes:
         run_id: the run that it serves.
@@ -78,12 +81,14 @@ class HotLoop:
         run_id: RunId,
         post: Callable[[Event], None],
         after: "HotLoop | None" = None,
+        pin: bool = False,
     ) -> None:
         self._endpoint = endpoint
         self._routing_id = routing_id
         self.run_id = run_id
         self._post = post
         self._after = after
+        self._pin = pin
         self._inbox = np.empty(MAX_FRAME_BYTES, np.uint8)
         self._outbox = np.empty(MAX_FRAME_BYTES, np.uint8)
         self._inbox_bytes = self._inbox.data
@@ -147,6 +152,15 @@ class HotLoop:
         if self._after is not None:
             self._after.join()
             self._after = None
+        with contextlib.ExitStack() as place:
+            if self._pin:
+                core = place.enter_context(claimed_core())
+                # Before the context starts its I/O thread, which then keeps to the same core.
+                place.enter_context(pinned(core))
+                log.info("hot thread core=%s", core)
+            self._dial()
+
+    def _dial(self) -> None:
         context: zmq.Context[HotSocket] = zmq.Context()
         socket = context.socket(zmq.DEALER)
         try:

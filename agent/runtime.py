@@ -77,14 +77,21 @@ class Runtime:
         coordinator: where to dial.
         options: for the loader.
         session: the state machine, fresh.
+        pin: keep the hot thread on a core of its own.
     """
 
     def __init__(
-        self, hello: Hello, coordinator: Address, options: LoaderOptions, session: Session
+        self,
+        hello: Hello,
+        coordinator: Address,
+        options: LoaderOptions,
+        session: Session,
+        pin: bool = False,
     ) -> None:
         self._hello = hello
         self._coordinator = coordinator
         self._session = session
+        self._pin = pin
         self._mailbox = Mailbox()
         self._context: zmq.Context[Socket] = zmq.Context()
         self._pool = Pool(hello.n_threads)
@@ -250,8 +257,9 @@ class Runtime:
         self._bulk_endpoint = str(self._peer._replace(port=welcome.bulk_port))
         endpoint = str(self._peer._replace(port=welcome.hot_port))
         self._hot = HotLoop(
-            endpoint, self._routing_id, welcome.run_id, self._mailbox.post, after=self._last_hot
-        )
+            endpoint, self._routing_id, welcome.run_id, self._mailbox.post, after=self._last_hot,
+            pin=self._pin,
+        )  # fmt: skip
         self._last_hot = self._hot
         self._hot.start()
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import zmq
 
 from agent.bulk import BulkServer
+from agent.cores import claimed_core, pinned
 from agent.ids import AgentName, Epoch, KvId, ModelId, Rank, RunId
 from agent.kv_ops import KvOp, KvOpCode
 from agent.share import KvFormat
@@ -72,6 +73,8 @@ class Cluster:
         context_tokens: longest context; None means the model's, at most 2048.
         insecure: allow `bind` to an address that other machines reach, though links are neither
             encrypted nor authenticated yet.
+        pin: keep the calling thread, and the hot thread of each local agent, on a core of its
+            own where one is free.
         verbose: let local agents log to stderr.
 
     Raises:
@@ -92,6 +95,7 @@ class Cluster:
         kv: KvFormat | None = None,
         context_tokens: int | None = None,
         insecure: bool = False,
+        pin: bool = False,
         verbose: bool = False,
     ) -> None:
         check_numbers(local, bind, min_agents, wait_s)
@@ -111,6 +115,10 @@ class Cluster:
         self._parts.callback(self._directory.close)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._parts.callback(self._context.destroy, linger=0)
+        self._pin = pin
+        core = self._parts.enter_context(claimed_core()) if pin else None
+        if core is not None:
+            self._context.set(zmq.THREAD_AFFINITY_CPU_ADD, core)
         self._local: LocalAgents | None = None
         self.planned: Planned | None = None
         self.plan: Plan | None = None
@@ -122,6 +130,8 @@ class Cluster:
             names = list(self.local_pids)
             self._control.wait_agents(len(names) or min_agents, wait_s, names)
             self.install(plan or self.make_plan())
+            # Last, because threads and processes that are started from here on stay there too.
+            self._parts.enter_context(pinned(core))
         except BaseException:
             self.close()
             raise
@@ -147,7 +157,7 @@ class Cluster:
         """Start local agents, if any, and see to it that all agents hear of the run's end."""
         if n_agents:
             model_dir = self._directory.directory
-            self._local = LocalAgents(n_agents, self._control.port, model_dir, verbose)
+            self._local = LocalAgents(n_agents, self._control.port, model_dir, verbose, self._pin)
             self._control.watch(self._local.exit_reason)
             self._parts.callback(self._local.close)
         # Closed first: agents are told to leave before their processes are ended.

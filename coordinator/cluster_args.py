@@ -38,6 +38,10 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--kv", choices=["f16", "f32"], help="KV cache type (default f16)")
     group.add_argument(
+        "--pin", action="store_true",
+        help="keep hot threads on cores of their own: faster, on a machine that does little else",
+    )  # fmt: skip
+    group.add_argument(
         "--insecure", action="store_true",
         help="allow --bind beyond loopback, though links are not encrypted yet",
     )  # fmt: skip
@@ -64,6 +68,7 @@ def cluster_options(args: argparse.Namespace) -> dict[str, Any]:
         "kv": args.kv,
         "context_tokens": args.ctx,
         "insecure": args.insecure,
+        "pin": args.pin,
         "verbose": args.verbose,
     }
 

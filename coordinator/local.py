@@ -36,16 +36,23 @@ class LocalAgents:
         control_port: the coordinator's control port.
         model_dir: the model directory, which they map instead of pulling its atoms.
         verbose: let them log at INFO level.
+        pin: let each keep its hot thread on a core of its own.
 
     Attributes:
         n_threads: kernel threads of each agent, the cores shared out.
     """
 
     def __init__(
-        self, n_agents: int, control_port: int, model_dir: Path, verbose: bool = False
+        self,
+        n_agents: int,
+        control_port: int,
+        model_dir: Path,
+        verbose: bool = False,
+        pin: bool = False,
     ) -> None:
         self.n_threads = max(1, usable_cores() // n_agents)
         self._verbose = verbose
+        self._pin = pin
         self._model_dir = model_dir.resolve()
         self._coordinator = f"tcp://127.0.0.1:{control_port}"
         self._read_fd, self._write_fd = os.pipe()
@@ -66,8 +73,7 @@ class LocalAgents:
             "--threads", str(self.n_threads), "--model-dir", str(self._model_dir),
             "--leave-with-fd", str(self._read_fd),
         ]  # fmt: skip
-        if self._verbose:
-            command.append("-v")
+        command += ["-v"] * self._verbose + ["--pin"] * self._pin
         self._logs[name] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close())
         self._processes[name] = subprocess.Popen(
             command,

@@ -11,13 +11,16 @@ other things take longer to answer.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +81,25 @@ while True:
 """
 
 
+@contextlib.contextmanager
+def on_any_core() -> Iterator[None]:
+    """Let this thread, and threads and processes that it starts, run where they like."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Pings:
-    """N echo processes and a ROUTER that pings them all and waits for all echoes."""
+    """N echo processes and a ROUTER that pings them all and waits for all echoes; not pinned."""
 
     def __init__(self, n_peers: int, frame_bytes: int) -> None:
+        with on_any_core():
+            self._start(n_peers, frame_bytes)
+
+    def _start(self, n_peers: int, frame_bytes: int) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         set_options(self._socket, HOT)
@@ -105,6 +123,10 @@ class Pings:
         Each peer reads read_bytes of memory before it answers; the time of the slowest is taken
         off, as the time of the slowest member's kernels is taken off a phase.
         """
+        with on_any_core():
+            return self._round_s(n_rounds, read_bytes)
+
+    def _round_s(self, n_rounds: int, read_bytes: int) -> float:
         struct.pack_into("<II", self._frame, 0, read_bytes, 0)
         work_us = 0
         started_s = time.perf_counter()
@@ -147,9 +169,11 @@ def phase_s(cluster: Cluster, engine: Engine, n_steps: int) -> tuple[float, floa
     return (total_s - times.kernels_s) / n_phases, times.kernels_s / n_phases
 
 
-def measure(model: Path, n_agents: int, n_repeats: int, n_steps: int) -> dict[str, float]:
+def measure(
+    model: Path, n_agents: int, n_repeats: int, n_steps: int, pin: bool
+) -> dict[str, float]:
     """Alternate steps and pings n_repeats times; return medians in seconds and their ratio."""
-    with Cluster(model, local=n_agents, place="spread") as cluster:
+    with Cluster(model, local=n_agents, place="spread", pin=pin) as cluster:
         engine = cluster.engine
         n_phases = 44 if n_agents > 1 else 1
         d = cluster.directory.config.hidden_size
@@ -185,6 +209,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the benchmark."""
     parser.add_argument("--agents", default="1,2,3", help="agent counts (1,2,3)")
     parser.add_argument("-r", "--repeats", type=int, default=7)
+    parser.add_argument("--pin", action="store_true", help="pin hot threads, not the pings")
     parser.add_argument("--steps", type=int, default=40, help="decode steps a repeat")
 
 
@@ -199,7 +224,7 @@ def run(args: argparse.Namespace) -> int:
         columns = ["outside_kernels_s", "kernels_s", "bare_ping_s", "working_ping_s"]
         print("us:     outside kernels  kernels  bare ping  working ping  ratio bare  working")
         for count in (int(word) for word in args.agents.split(",")):
-            r = measure(model, count, args.repeats, args.steps)
+            r = measure(model, count, args.repeats, args.steps, args.pin)
             results.append(r)
             us = [1e6 * r[c] for c in columns]
             print(

@@ -103,7 +103,7 @@ def measure(model: Path, n_tokens: int) -> dict[str, float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the benchmark."""
     parser.add_argument("--shape", type=Path, required=True, help="config.json of a model")
-    parser.add_argument("-n", "--tokens", type=int, default=60)
+    parser.add_argument("-n", "--tokens", type=int, default=300)
 
 
 def run(args: argparse.Namespace) -> int:
