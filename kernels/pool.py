@@ -12,7 +12,7 @@ from typing import Any
 from kernels.barrier import ABORT
 from kernels.errors import InputError
 from kernels.jit import JIT_DISABLED
-from kernels.team import DONE, JOB, SEEN, count_up, dismiss, new_sync, wait_count
+from kernels.team import DONE, JOB, SEEN, count_up, dismiss, new_sync
 
 __all__ = ["Pool"]
 
@@ -40,8 +40,7 @@ class Pool:
         self._job: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
         self._attached: tuple[Any, ...] | None = None
         self._failure: BaseException | None = None
-        self._n_failed = 0
-        self._lock = threading.Lock()
+        self._back = threading.Semaphore(0)
         self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
         self._workers = [
             threading.Thread(target=self._work, args=(tid,), name=f"kernel-{tid}", daemon=True)
@@ -69,7 +68,7 @@ class Pool:
             self.sync[ABORT] = 1
             raise
         finally:
-            self._join(self.n_threads - 1)
+            self._join()
         self.check()
 
     def attach(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -120,18 +119,18 @@ class Pool:
         if self._attached is not None:
             self._attached = None
             dismiss(self.sync, self.n_threads)
-            # Who failed has left already.
-            self._join(self.n_threads - 1 - self._n_failed)
+            self._join()
 
     def _start(self, job: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> None:
         """Hand workers that wait in Python a job."""
-        self._job, self._n_failed = job, 0
+        self._job = job
         for tid in range(1, self.n_threads):
             self._wake[tid].release()
 
-    def _join(self, n_workers: int) -> None:
-        """Wait until n_workers are back in Python and make the words ready for the next job."""
-        wait_count(self.sync, DONE, n_workers)
+    def _join(self) -> None:
+        """Wait until all workers are back in Python and make the words ready for the next job."""
+        for _ in self._workers:
+            self._back.acquire()
         self.sync[:JOB] = 0
 
     def _work(self, tid: int) -> None:
@@ -144,7 +143,8 @@ class Pool:
             try:
                 function(tid, self.n_threads, self.sync, *args)
             except BaseException as e:  # handed to the caller
-                with self._lock:
-                    self._failure, self._n_failed = e, self._n_failed + 1
+                self._failure = e
                 self.sync[ABORT] = 1
-            count_up(self.sync, DONE)
+                # Thread 0 may be waiting for this one's share of a job.
+                count_up(self.sync, DONE)
+            self._back.release()

@@ -209,6 +209,7 @@ class StageKernels:
         # Compiles if need be: a job without phases does nothing.
         nothing: tuple[Any, ...] = (*head, 0, 0, 0, *tail)
         run_stage(*nothing)
+        self._pool.check()
         return PhaseCall(entry_address(run_stage, nothing), head, tail)
 
     def _phase(self, what: int, layer: int, x: F32Array, out: F32Array) -> None:

@@ -219,6 +219,24 @@ def test_an_attached_worker_that_fails_is_told_and_the_pool_lives_on() -> None:
 
 
 @needs_threads
+def test_a_worker_that_fails_before_any_job_leaves_no_trace() -> None:
+    pool = Pool(3)
+    for _ in range(20):
+        pool.attach(fail_at_once, (0,))
+        with pytest.raises(RuntimeError, match="never in"):
+            pool.run(lambda *_: None)
+        assert pool.sync[DONE] == 0
+    counts = np.zeros(3, np.int64)
+    run_jobs(pool, counts, [1] * 50)
+    np.testing.assert_array_equal(counts, [50, 50, 50])
+    pool.close()
+
+
+def fail_at_once(tid: int, n_threads: int, sync: Any, nothing: int) -> None:
+    raise RuntimeError("never in")
+
+
+@needs_threads
 @pytest.mark.parametrize("interrupt", [False, True])
 def test_a_process_ends_though_nobody_closes_its_sleeping_threads(interrupt: bool) -> None:
     program = """
