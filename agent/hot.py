@@ -179,8 +179,8 @@ class HotLoop:
             log.exception("hot loop ended endpoint=%s", self._endpoint)
             self._tell(LinkLost(f"the hot loop failed: {e!r}"))
         finally:
-            self._members.clear()
-            self._steppers.clear()
+            for epoch in list(self._members):
+                self._forget(epoch)
             socket.close(linger=0)
             context.term()
 
@@ -229,8 +229,8 @@ class HotLoop:
             n_reply_bytes = self._error(header, f"internal error: {e!r}")
         self._send(self._outbox_bytes[:n_reply_bytes])
         if served and self._phases is not None and header.phase <= Phase.MLP:
-            head_bytes = payload_offset(header.n_rows)
-            self._phases.learn(n_bytes, head_bytes, n_reply_bytes, stepper.stage_call(header))
+            call = stepper.stage_call(header)
+            self._phases.learn(n_bytes, payload_offset(header.n_rows), n_reply_bytes, call)
 
     def _send(self, frame: memoryview) -> None:
         for holder in self._holders:
@@ -280,9 +280,11 @@ class HotLoop:
         pack_header(self._outbox_bytes, header)
 
     def _grant(self, epoch: Epoch, member: Member | None) -> None:
+        if self._phases is not None:
+            # What it knows may be of this epoch, and HELLO is written where its reply lies.
+            self._phases.forget()
         if member is None:
-            self._members.pop(epoch, None)
-            self._steppers.pop(epoch, None)
+            self._forget(epoch)
             return
         self._members[epoch] = member
         self._steppers[epoch] = Stepper(member, self._inbox, self._outbox)
@@ -299,6 +301,15 @@ class HotLoop:
             self._tell(LoadFailed(LoadKey(self.run_id, epoch), reason))
             return
         self._tell(Joined(LoadKey(self.run_id, epoch)))
+
+    def _forget(self, epoch: Epoch) -> None:
+        """Drop everything that keeps an epoch's KV pages in memory."""
+        if self._phases is not None:
+            self._phases.forget()
+        self._steppers.pop(epoch, None)
+        member = self._members.pop(epoch, None)
+        if member is not None:
+            member.kernels.detach()
 
     def _tell(self, event: Event) -> None:
         # The control thread has moved on from a stopped loop, perhaps to the next link.

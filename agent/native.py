@@ -16,12 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 from llvmlite import ir
+from numba import config as _config
 from numba import types
 
 from kernels.jit import JIT_DISABLED, inner
 from kernels.lowering import element_address, operation
 
 __all__ = ["DONT_WAIT", "MORE", "find_calls", "has_more", "now_ns", "receive", "send"]
+
+# numba is typed in parts only.
+config: Any = _config
 
 I64Array = npt.NDArray[np.int64]
 U8Array = npt.NDArray[np.uint8]
@@ -42,7 +46,8 @@ PLAIN_VARIABLE = "HEADWISE_PLAIN_EXCHANGE"
 
 def find_calls() -> I64Array | None:
     """Return the addresses of libzmq's functions, (4,) int64; None if they cannot be called."""
-    if JIT_DISABLED or os.environ.get(PLAIN_VARIABLE, "") not in ("", "0"):
+    # With bounds checks kernels may raise, which compiled loops cannot tell anybody.
+    if JIT_DISABLED or config.BOUNDSCHECK or os.environ.get(PLAIN_VARIABLE, "") not in ("", "0"):
         return None
     try:
         from zmq.backend.cython import _zmq

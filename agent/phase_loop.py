@@ -30,7 +30,7 @@ U8Array = npt.NDArray[np.uint8]
 I64Array = npt.NDArray[np.int64]
 
 _MAX_BUSY_US = 2**32 - 1
-_NOTHING_CAME = -errno.EAGAIN
+_AGAIN = -errno.EAGAIN
 # Words shared with Python: it wants to be heard; how many phases and replies there were.
 _CALLED, _N_STEPS, _N_UNSENT, _N_WORDS = range(4)
 
@@ -186,9 +186,12 @@ def serve_phases(
         _write_reply(inbox, outbox, (now_ns() - started_ns) // 1000)
         words[_N_STEPS] += 1
         for holder in sockets[1:]:
-            if send(calls, holder, outbox, 0, n_reply_bytes, 0) < 0:
+            sent = send(calls, holder, outbox, 0, n_reply_bytes, 0)
+            if sent == _AGAIN:
                 words[_N_UNSENT] += 1
-    return _NOTHING_CAME
+            elif sent < 0:
+                return sent
+    return _AGAIN
 
 
 @inner

@@ -237,7 +237,7 @@ class Engine:
         times.kernels_s += kernels_s
         times.exchange_s += exchange_s
         times.longest_dispatch_s = max(times.longest_dispatch_s, longest_s)
-        times.n_dispatches += walked.dispatch - first
+        times.n_dispatches += walked.dispatch - first + (walked.why is Stop.NOT_FINITE)
         if walked.why is Stop.DONE:
             return stop
         dispatch = self._schedule[walked.dispatch]
@@ -291,6 +291,8 @@ class Engine:
     # Everything below runs once a step or less.
 
     def _check_in_force(self) -> None:
+        if self._link.closed:
+            raise RemoteError("the cluster is closed; start it again")
         if self._link.epoch != self._epoch:
             raise RemoteError("the plan was replaced meanwhile; start the request again")
 

@@ -99,6 +99,11 @@ class HotLink:
         return first
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._socket.closed
+
+    @property
     def address(self) -> int:
         """The socket's address, for compiled code."""
         return self._socket.underlying

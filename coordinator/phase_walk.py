@@ -11,6 +11,7 @@ not finite) ends the walk in the middle of its dispatch; Python (`hot_link`, `en
 it, finishes the dispatch and may walk on from the next.
 """
 
+import errno
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ I64Array = npt.NDArray[np.int64]
 
 MAX_ROUTE_BYTES = 256
 MAX_SEQ = 0xFFFFFFFF
+_EINTR = errno.EINTR
 _NOT_ASKED, _ASKED = -2, -1
 
 # Columns of the schedule table: layer, phase, number of ranks, ranks.
@@ -311,9 +313,11 @@ def _gather(
             return _SILENCE
         # A ROUTER puts the sender's route before what it sent: the next part is there already.
         n = receive(calls, socket, inbox, first, row_bytes)
+        while n == -_EINTR:
+            n = receive(calls, socket, inbox, first, row_bytes)
         words[_ROUTE_BYTES], words[_FRAME_BYTES] = n_route, n
         words[_MORE] = has_more(calls, socket)
-        if words[_MORE] or not _is_reply(inbox, first, n, expected):
+        if words[_MORE] or n > row_bytes or not _is_reply(inbox, first, n, expected):
             return _ODD_FRAME
         rank = int(inbox[first + RANK_BYTE]) + 256 * int(inbox[first + RANK_BYTE + 1])
         if rank >= slots.size or slots[rank] != _ASKED:

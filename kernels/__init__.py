@@ -16,6 +16,11 @@ from pathlib import Path
 
 __all__: list[str] = []
 
+# Files of other rooms that have compiled functions, or constants that these contain.
+_COMPILED_ELSEWHERE = (
+    "agent/frames.py", "agent/native.py", "agent/phase_loop.py", "coordinator/phase_walk.py",
+)  # fmt: skip
+
 
 def _cache_key() -> str:
     """Return a key that changes with every kernel source and numba version.
@@ -23,7 +28,9 @@ def _cache_key() -> str:
     Numba does not notice edits of a callee in another module, so the directory has to.
     """
     key = hashlib.blake2b(version("numba").encode(), digest_size=8)
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    elsewhere = [here.parent / name for name in _COMPILED_ELSEWHERE]
+    for source in [*sorted(here.glob("*.py")), *(path for path in elsewhere if path.exists())]:
         key.update(source.name.encode() + b"\0" + source.read_bytes())
     return key.hexdigest()
 

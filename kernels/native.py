@@ -60,7 +60,11 @@ def call_at(typing_context: Any, address: Any, args: Any) -> Any:
         unpacked = [builder.extract_value(packed, i) for i in range(len(arg_types))]
         ftype = context.call_conv.get_function_type(types.none, arg_types)
         function = builder.inttoptr(at, ftype.as_pointer())
-        context.call_conv.call_function(builder, function, types.none, arg_types, unpacked)
+        status, _ = context.call_conv.call_function(
+            builder, function, types.none, arg_types, unpacked
+        )
+        with builder.if_then(status.is_error, likely=False):
+            context.call_conv.return_status_propagate(builder, status)
         return context.get_dummy_value()
 
     return signature, lower

@@ -60,7 +60,7 @@ class Pool:
         if self.n_threads == 1:
             function(0, 1, self.sync, *args)
             return
-        self._detach()
+        self.detach()
         self._start((function, args))
         try:
             function(0, self.n_threads, self.sync, *args)
@@ -83,7 +83,7 @@ class Pool:
         """
         if self.n_threads == 1 or self._is_attached(function, args):
             return
-        self._detach()
+        self.detach()
         self.sync[SEEN] = self.sync[JOB]
         self._start((function, args))
         self._attached = (function, *args)
@@ -96,13 +96,19 @@ class Pool:
         """
         failure, self._failure = self._failure, None
         if failure is not None:
-            self._detach()
+            self.detach()
             raise failure
+
+    def abort(self) -> None:
+        """Bring back workers from a job that thread 0 has left by an exception."""
+        self.sync[ABORT] = 1
+        self.detach()
+        self._failure = None
 
     def close(self) -> None:
         """End the workers; the pool must not be used again."""
         if self._workers:
-            self._detach()
+            self.detach()
             self._start(None)
             for worker in self._workers:
                 worker.join()
@@ -114,8 +120,8 @@ class Pool:
             return False
         return all(a is b for a, b in zip(attached[1:], args, strict=True))
 
-    def _detach(self) -> None:
-        """Bring attached workers back to Python."""
+    def detach(self) -> None:
+        """Bring attached workers back to Python and let go of what they were attached with."""
         if self._attached is not None:
             self._attached = None
             dismiss(self.sync, self.n_threads)
@@ -131,6 +137,7 @@ class Pool:
         """Wait until all workers are back in Python and make the words ready for the next job."""
         for _ in self._workers:
             self._back.acquire()
+        self._job = None
         self.sync[:JOB] = 0
 
     def _work(self, tid: int) -> None:
@@ -147,4 +154,5 @@ class Pool:
                 self.sync[ABORT] = 1
                 # Thread 0 may be waiting for this one's share of a job.
                 count_up(self.sync, DONE)
+            del function, args
             self._back.release()

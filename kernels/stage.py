@@ -240,11 +240,19 @@ class StageKernels:
         pool = self._pool
         if pool.n_threads > 1:
             self._attach()
-        run_stage(
-            0, pool.n_threads, self._sync, what, first, stop, self._n_rows, x_address,
-            out_address, columns, *self._arrays,
-        )  # fmt: skip
+        try:
+            run_stage(
+                0, pool.n_threads, self._sync, what, first, stop, self._n_rows, x_address,
+                out_address, columns, *self._arrays,
+            )  # fmt: skip
+        except BaseException:
+            pool.abort()
+            raise
         pool.check()
+
+    def detach(self) -> None:
+        """Have the pool's workers let go of this member's arrays, so that these can be freed."""
+        self._pool.detach()
 
     def _array_error(self, name: str, array: npt.NDArray[Any], n_columns: int) -> InputError:
         """Return the error that describes a wrong activation array."""

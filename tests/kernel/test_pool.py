@@ -1,8 +1,10 @@
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,20 @@ def test_a_worker_that_fails_before_any_job_leaves_no_trace() -> None:
     counts = np.zeros(3, np.int64)
     run_jobs(pool, counts, [1] * 50)
     np.testing.assert_array_equal(counts, [50, 50, 50])
+    pool.close()
+
+
+@needs_threads
+def test_what_was_attached_can_be_freed_after_detach() -> None:
+    pool = Pool(3)
+    counts = np.zeros(3, np.int64)
+    run_jobs(pool, counts, [1])
+    remains = weakref.ref(counts)
+    del counts
+    assert remains() is not None
+    pool.detach()
+    gc.collect()
+    assert remains() is None
     pool.close()
 
 

@@ -6,7 +6,7 @@ import pytest
 from agent.frames import FrameType, Phase, Wire
 from agent.kv_ops import KvOp, KvOpCode
 from agent.member import make_member
-from agent.messages import Heartbeat, Ready
+from agent.messages import Heartbeat, Ready, Release
 from agent.native import PLAIN_VARIABLE
 from agent.vocab_payload import SamplerRow, pack_sampler_rows, read_top_rows
 from kernels.pool import Pool
@@ -249,6 +249,29 @@ def test_the_same_frame_with_a_foreign_run_or_epoch_is_dropped_in_the_middle_of_
         cluster.send(step._replace(**change), [(1, 0)], b"\0" * 128)
         header, _ = cluster.step(Phase.MLP, 1, numbers(1), [(1, 0)])
         assert header.type is FrameType.PARTIAL
+
+
+def test_two_epochs_are_told_apart_and_a_released_one_is_not_served(joined, directory):
+    """The second epoch's HELLO is written where the reply to the first epoch's last phase lies."""
+    epoch = joined.next_epoch = getattr(joined, "next_epoch", 1) + 1
+    joined.kv(KvOp(OPEN, 1, 100))
+    steady(joined)
+    assert isinstance(joined.assign(assignment(directory, joined.run_id, epoch), (Ready,)), Ready)
+    header, payload = joined.step(Phase.MLP, 1, numbers(1), [(1, 0)])
+    assert (header.type, header.epoch, len(payload)) == (FrameType.PARTIAL, 1, 128)
+    joined.kv(KvOp(OPEN, 1, 100), epoch=epoch)
+    for layer in (0, 1):
+        header, _ = joined.step(Phase.MLP, layer, numbers(1), [(1, 0)], epoch=epoch)
+        assert (header.type, header.epoch) == (FrameType.PARTIAL, epoch)
+    joined.tell(Release(epoch))
+    # Heartbeats name the newest epoch; one more is later than the hot loop's next look round.
+    while joined.until(Heartbeat).epoch == epoch:
+        pass
+    joined.until(Heartbeat)
+    joined.send(joined.header(FrameType.STEP, phase=Phase.MLP, epoch=epoch), [(1, 0)], b"\0" * 128)
+    header, _ = joined.step(Phase.MLP, 1, numbers(1), [(1, 0)])
+    assert (header.type, header.epoch) == (FrameType.PARTIAL, 1)
+    joined.kv(KvOp(RELEASE, 1))
 
 
 @pytest.mark.parametrize("layer", [2, 255, 65535])

@@ -38,6 +38,7 @@ RUN, EPOCH = RunId(77), Epoch(3)
 N_PHASES = 2 * GEOMETRY.n_layers
 NAMES = [AgentName("a"), AgentName("b"), AgentName("c")]
 WAIT_MS = 20_000
+ROW_BYTES = 4096  # HotLink's smallest inbox row
 
 Parts = list[bytes]
 
@@ -223,6 +224,9 @@ FOREIGN: dict[str, Callable[[int, Asked], Parts]] = {
     "three parts": lambda rank, a: [reply(rank, a), b"", b"more"],
     "nothing": lambda rank, a: [b""],
     "junk": lambda rank, a: [b"H\x01" + b"\xff" * 200],
+    "a good reply with a tail beyond the buffer": lambda rank, a: [
+        reply(rank, a, bytes(ROW_BYTES + 64))
+    ],
     "a frame larger than the buffer": lambda rank, a: [b"H\x01" + b"\x02" * 100_000],
     "a header alone": lambda rank, a: [reply(rank, a)[:HEADER_BYTES]],
 }

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import kernels
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ["kernels", "weights", "agent", "coordinator", "tools"]
 IMPURE = {"zmq", "threading", "time", "psutil", "socket", "asyncio", "subprocess"}
@@ -45,6 +47,17 @@ def test_imports_run_downhill(room: str) -> None:
     for path in sorted((ROOT / room).rglob("*.py")):
         uphill = {m for m in imported_modules(path) if m.split(".")[0] in above}
         assert not uphill, f"{path.relative_to(ROOT)} imports uphill: {uphill}"
+
+
+def test_compiled_code_outside_kernels_is_part_of_the_key_of_its_cache() -> None:
+    compiled = {
+        str(path.relative_to(ROOT))
+        for path in sources()
+        if path.parent.name != "kernels" and "kernels.jit" in imported_modules(path)
+    }
+    assert compiled
+    assert compiled <= set(kernels._COMPILED_ELSEWHERE)
+    assert all((ROOT / name).exists() for name in kernels._COMPILED_ELSEWHERE)
 
 
 @pytest.mark.parametrize("path", PURE_FILES, ids=lambda p: str(p.relative_to(ROOT)))
