@@ -1,5 +1,6 @@
 """Where the coordinator is, and under which name this agent is known to it."""
 
+import ipaddress
 import re
 import socket
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 from agent.ids import AgentName, InstanceId
 from kernels.errors import InputError, RemoteError
 
-__all__ = ["Address", "check_name", "parse_address", "resolve", "routing_id"]
+__all__ = ["Address", "check_name", "is_loopback", "parse_address", "resolve", "routing_id"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -38,6 +39,16 @@ def parse_address(text: str) -> Address:
             f"{text!r} is no coordinator address; write it like tcp://192.168.1.10:7070"
         )
     return Address(match[1].strip("[]"), int(match[2]))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host, without brackets, is surely this machine; names are not looked up."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def resolve(address: Address, attempt: int) -> Address:

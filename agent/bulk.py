@@ -1,7 +1,7 @@
-"""The bulk channel: weights on their way from the coordinator to a board.
+"""The holder's side of the bulk channel: weights on their way from the coordinator to a board.
 
 `BulkServer` runs beside the coordinator and serves the manifest and the atoms of one model by
-hash, never a path. `pull_objects` runs in an agent's bulk thread. The protocol is `pull`'s.
+hash, never a path, to whom they are granted. The receiver's side is `puller`.
 """
 
 import logging
@@ -12,25 +12,28 @@ from collections.abc import Callable, Iterable
 
 import zmq
 
+from agent.curve import ServerCurve
+from agent.grants import Grants
 from agent.ids import RunId
 from agent.messages import BulkError, BulkReply, BulkRequest, decode_bulk_message, encode
-from agent.pull import Pull, Wanted
 from agent.sockets import BULK, bind_port, set_options
-from kernels.errors import RemoteError, WireError
+from agent.window import CHUNK_BYTES, MIN_CHUNK_BYTES, NARROW_BYTES
+from kernels.errors import WireError
 from weights.directory import ModelDirectory
 
-__all__ = ["BulkServer", "Cancelled", "Library", "pull_objects"]
+__all__ = ["BulkServer", "Library"]
 
 log = logging.getLogger(__name__)
 
-MAX_REQUEST_BYTES = 1 << 20
+MAX_REQUEST_BYTES = CHUNK_BYTES
+# Most chunks that wait for one slow reader. Twice the credits of a reader that keeps the rules:
+# libzmq learns of sent messages in steps of half this mark.
+MAX_WAITING_CHUNKS = 8
 WAKE_S = 0.1
+# A receiver that asked this recently counts as one that pulls now.
+RECENT_S = 1.0
 
 Context = zmq.Context[zmq.Socket[bytes]]
-
-
-class Cancelled(RemoteError):
-    """A pull that nobody wants any more."""
 
 
 class Library:
@@ -47,18 +50,24 @@ class Library:
             for i, atom_hash in enumerate(section.hashes)
         }
 
-    def answer(self, request: BulkRequest) -> tuple[BulkReply, memoryview]:
-        """Return the reply to a request and the bytes that follow it."""
+    @property
+    def object_ids(self) -> list[str]:
+        """Hashes of all that is here, the manifest first."""
+        return [self._model_id, *self._atoms]
+
+    def answer(self, request: BulkRequest, window_bytes: int = 0) -> tuple[BulkReply, memoryview]:
+        """Return the reply to a request, with a hint to its receiver, and the bytes to follow."""
         if request.run_id != self._run_id:
-            return _refuse(request, "wrong run")
+            return refuse(request, "wrong run")
         blob = self._find(request.object_id)
         if blob is None:
-            return _refuse(request, "unknown object")
+            return refuse(request, "unknown object")
         start, end = request.offset, request.offset + request.length
         if not (0 <= start < end <= len(blob) and request.length <= MAX_REQUEST_BYTES):
-            return _refuse(request, "bad range")
-        data = blob[start:end]
-        return BulkReply(request.object_id, start, request.length, zlib.crc32(data)), data
+            return refuse(request, "bad range")
+        data, n_bytes = blob[start:end], request.length
+        crc32 = zlib.crc32(data)
+        return BulkReply(request.object_id, start, n_bytes, crc32, "", window_bytes), data
 
     def _find(self, object_id: str) -> memoryview | None:
         if object_id == self._model_id:
@@ -67,7 +76,8 @@ class Library:
         return None if place is None else self._weights[place[0] : place[0] + place[1]]
 
 
-def _refuse(request: BulkRequest, error: BulkError) -> tuple[BulkReply, memoryview]:
+def refuse(request: BulkRequest, error: BulkError) -> tuple[BulkReply, memoryview]:
+    """Return the reply to a request that is not granted or cannot be served."""
     return BulkReply(request.object_id, request.offset, 0, 0, error), memoryview(b"")
 
 
@@ -79,26 +89,63 @@ class BulkServer:
         endpoint: where to bind; port `*` takes a free one.
         run_id: requests of other runs are refused.
         directory: the model; keep it open until `close`.
+        curve: the coordinator's keys; None serves in clear.
+        is_busy: tells whether a request runs on the cluster, so that pulls hold back.
 
     Attributes:
         port: the bound port.
         n_sent_bytes: bytes of objects sent.
         n_dropped: messages that were no request, and replies that found no room or no peer.
+        n_refused: requests for what was not granted.
     """
 
     def __init__(
-        self, context: Context, endpoint: str, run_id: RunId, directory: ModelDirectory
+        self,
+        context: Context,
+        endpoint: str,
+        run_id: RunId,
+        directory: ModelDirectory,
+        is_busy: Callable[[], bool] = lambda: False,
+        curve: ServerCurve | None = None,
     ) -> None:
         self._library = Library(run_id, directory)
+        self._is_busy = is_busy
+        self._grants = Grants()
+        self._asked_s: dict[bytes, float] = {}
+        # Grants come and go in other threads than the one that asks.
+        self._lock = threading.Lock()
         self._socket = context.socket(zmq.ROUTER)
-        set_options(self._socket, BULK)
+        set_options(self._socket, BULK, curve)
+        self._socket.setsockopt(zmq.SNDHWM, MAX_WAITING_CHUNKS)
         self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * WAKE_S))
         self.port = bind_port(self._socket, endpoint)
         self.n_sent_bytes = 0
         self.n_dropped = 0
+        self.n_refused = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="bulk-server", daemon=True)
         self._thread.start()
+
+    @property
+    def object_ids(self) -> list[str]:
+        """Hashes of all that could be granted."""
+        return self._library.object_ids
+
+    def grant(self, token: bytes, objects: Iterable[str], for_s: float) -> None:
+        """Let the link with this token pull objects for some time, in place of former ones."""
+        names = frozenset(objects)
+        with self._lock:
+            self._grants.grant(token, names, time.monotonic() + for_s)
+
+    def end_grant(self, token: bytes) -> None:
+        """End what a link was granted, from its next request on."""
+        with self._lock:
+            self._grants.end(token)
+
+    def end_grants(self) -> None:
+        """End every grant."""
+        with self._lock:
+            self._grants.end_all()
 
     def close(self) -> None:
         """End the thread and close the socket."""
@@ -125,76 +172,39 @@ class BulkServer:
         if not isinstance(request, BulkRequest):
             self.n_dropped += 1
             return
-        reply, data = self._library.answer(request)
-        try:
-            # Never wait for one slow reader: whoever lacks a chunk asks for it again.
-            self._socket.send_multipart([parts[0], encode(reply), data], zmq.NOBLOCK)
+        now_s = time.monotonic()
+        with self._lock:
+            granted = self._grants.allows(request.token, request.object_id, now_s)
+        if granted:
+            reply, data = self._library.answer(request, self._window_bytes(request.token, now_s))
+        else:
+            self.n_refused += 1
+            reply, data = refuse(request, "no grant")
+        if self._send([parts[0], encode(reply), data]):
             self.n_sent_bytes += len(data)
-        except zmq.ZMQError:
+        else:
             self.n_dropped += 1
 
+    def _window_bytes(self, token: bytes, now_s: float) -> int:
+        """Return what to ask of a receiver: while a request runs all together get one window."""
+        if not self._is_busy():
+            self._asked_s.clear()
+            return 0
+        self._asked_s[token] = now_s
+        if min(self._asked_s.values()) < now_s - RECENT_S:
+            self._asked_s = {t: s for t, s in self._asked_s.items() if s >= now_s - RECENT_S}
+        return max(NARROW_BYTES // len(self._asked_s), MIN_CHUNK_BYTES)
 
-def pull_objects(
-    context: Context,
-    endpoint: str,
-    run_id: RunId,
-    wanted: Iterable[Wanted],
-    take: Callable[[Wanted, bytearray], None],
-    progress: Callable[[int], None],
-    cancelled: threading.Event,
-) -> None:
-    """Pull objects one after the other and hand each to `take` once its hash is verified.
-
-    Args:
-        context: the ZeroMQ context.
-        endpoint: the coordinator's bulk port.
-        run_id: the coordinator's run.
-        wanted: what to pull.
-        take: gets each object with its bytes.
-        progress: gets the bytes pulled so far, after every chunk.
-        cancelled: ends the pull with Cancelled.
-
-    Raises:
-        RemoteError: the channel is silent or keeps damaging bytes.
-        ModelError: the coordinator lacks an object or holds a damaged one.
-        Cancelled: somebody set `cancelled`.
-    """
-    pull = Pull(run_id, wanted, time.monotonic())
-    socket = context.socket(zmq.DEALER)
-    try:
-        set_options(socket, BULK)
-        socket.setsockopt(zmq.RCVTIMEO, int(1000 * WAKE_S))
-        socket.connect(endpoint)
-        while not pull.done:
-            if cancelled.is_set():
-                raise Cancelled("the pull was cancelled")
-            _send_requests(socket, pull)
-            if (complete := _receive(socket, pull)) is not None:
-                take(*complete)
-            progress(pull.done_bytes)
-    finally:
-        socket.close(linger=0)
-
-
-def _send_requests(socket: zmq.Socket[bytes], pull: Pull) -> None:
-    for request in pull.next_requests(time.monotonic()):
-        try:
-            socket.send(encode(request), zmq.NOBLOCK)
-        except zmq.Again:
-            pull.forget_sent()  # not connected yet, or again: the next round repeats them
-            return
-
-
-def _receive(socket: zmq.Socket[bytes], pull: Pull) -> tuple[Wanted, bytearray] | None:
-    """Take one reply, if one comes in time; return the object that it completes, if any."""
-    try:
-        parts = socket.recv_multipart()
-        reply = decode_bulk_message(parts[0])
-    except zmq.Again:
-        return None
-    except WireError:
-        reply = None
-    if not isinstance(reply, BulkReply) or len(parts) != 2:
-        pull.n_dropped += 1
-        return None
-    return pull.on_reply(reply, parts[1], time.monotonic())
+    def _send(self, parts: list[bytes | memoryview]) -> bool:
+        """Send, but never wait for one slow reader: it asks again for the chunks it lacks."""
+        for _ in range(2):
+            try:
+                self._socket.send_multipart(parts, zmq.NOBLOCK)
+            except zmq.Again:
+                # Makes libzmq look at what has left since; it does so by itself only now and then.
+                self._socket.getsockopt(zmq.EVENTS)
+            except zmq.ZMQError:
+                return False
+            else:
+                return True
+        return False

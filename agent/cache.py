@@ -3,7 +3,10 @@
     <root>/models/<model_id>/manifest.json   written aside, synced, renamed
                              weights.bin     sparse; atoms at the offsets of the model's own file
                              journal         32-byte records of atoms that are written and synced
+                             chunks          chunks of atoms that are not whole yet (`chunk_log`)
                              lock            held by the one process that writes
+                             users           held, shared, by all that have it open; its time of
+                                             change is the last use
 
 An atom counts as present only when the journal names it with the manifest's hash; its record is
 appended after its bytes were synced. A torn or foreign journal tail is cut off. Atoms from the
@@ -16,6 +19,8 @@ import fcntl
 import mmap
 import os
 import struct
+import time
+import weakref
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,17 +28,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from agent.chunk_log import ChunkLog, ChunkRecord
+from agent.files import remove_strays, write_file
 from agent.ids import ModelId
 from kernels.errors import ModelError
+from weights.directory import MANIFEST_NAME, WEIGHTS_NAME
 from weights.manifest import AtomLocation, Manifest, content_hash
 
-__all__ = ["CacheEntry", "default_cache_root", "is_disk_trouble", "write_file"]
+__all__ = ["CacheEntry", "default_cache_root", "read_journal"]
+
+JOURNAL_NAME = "journal"
+# Two million atoms; larger models have other troubles.
+MAX_JOURNAL_BYTES = 64 << 20
+HOLD_ATTEMPTS = 50
+HOLD_POLL_S = 0.02
 
 _RECORD = struct.Struct("<QI16sI")
-_DISK_ERRNOS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
-    errno.EFBIG, errno.ENOENT, errno.ESTALE,
-}  # fmt: skip
 
 
 def default_cache_root() -> Path:
@@ -42,36 +52,8 @@ def default_cache_root() -> Path:
     return Path(base) / "headwise"
 
 
-def is_disk_trouble(error: OSError) -> bool:
-    """Tell whether a cache cannot be used: full, read-only, not ours to write, or removed."""
-    return error.errno in _DISK_ERRNOS
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file aside, sync it and rename it into place; nothing is left on failure."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 class CacheEntry:
-    """One model in the cache.
+    """One model in the cache, held against removal as long as this object lives.
 
     Args:
         root: the cache directory.
@@ -82,16 +64,47 @@ class CacheEntry:
     """
 
     def __init__(self, root: Path, model_id: ModelId) -> None:
+        self.root = root
         self.model_id = model_id
         self.directory = root / "models" / model_id
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._manifest_path = self.directory / "manifest.json"
-        self._weights_path = self.directory / "weights.bin"
-        self._journal_path = self.directory / "journal"
+        self._manifest_path = self.directory / MANIFEST_NAME
+        self._weights_path = self.directory / WEIGHTS_NAME
+        self._journal_path = self.directory / JOURNAL_NAME
         self._lock_fd = -1
         self._weights_fd = -1
         self._mapped: tuple[int, npt.NDArray[np.uint8]] | None = None
         self._unsynced: list[AtomLocation] = []
+        self._log: ChunkLog | None = None
+        self._let_go: weakref.finalize[..., CacheEntry] | None = None
+        self.hold()
+
+    def hold(self) -> None:
+        """Note that the entry is in use now, and keep others from removing it.
+
+        Raises:
+            OSError: the directory is gone or not ours to write.
+        """
+        path = self.directory / "users"
+        # A remover holds the file for a moment, and the directory is gone with it.
+        for _ in range(HOLD_ATTEMPTS):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if os.fstat(fd).st_ino == path.stat().st_ino:
+                    os.utime(fd)
+                    self.close()
+                    self._let_go = weakref.finalize(self, os.close, fd)
+                    return
+            os.close(fd)
+            time.sleep(HOLD_POLL_S)
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        raise OSError(errno.ESTALE, f"{self.directory} is being removed")
+
+    def close(self) -> None:
+        """Let others remove the entry."""
+        if self._let_go is not None:
+            self._let_go()
 
     def read_manifest(self) -> Manifest | None:
         """Return the cached manifest, or None if there is none with the model's hash."""
@@ -138,6 +151,9 @@ class CacheEntry:
         if self._weights_fd >= 0:
             os.close(self._weights_fd)
             self._weights_fd = -1
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def map_weights(self, n_bytes: int) -> npt.NDArray[np.uint8]:
         """Map weights.bin read-only, (n_bytes,) uint8, creating it sparse. Needs the lock.
@@ -151,14 +167,14 @@ class CacheEntry:
         path = self._weights_path
         if path.exists() and path.stat().st_size != n_bytes:
             # Removed, not truncated: another process may have it mapped.
-            self._journal_path.unlink(missing_ok=True)
+            self._forget_all()
             path.unlink()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             inode = os.fstat(fd).st_ino
             if self._mapped is None or self._mapped[0] != inode:
                 if os.fstat(fd).st_size == 0:
-                    self._journal_path.unlink(missing_ok=True)
+                    self._forget_all()
                     os.ftruncate(fd, n_bytes)
                 mapping = mmap.mmap(fd, n_bytes, access=mmap.ACCESS_READ)
                 self._mapped = inode, np.frombuffer(mapping, np.uint8)
@@ -168,29 +184,36 @@ class CacheEntry:
 
     def present(self, atoms: Iterable[AtomLocation]) -> set[int]:
         """Return the offsets of those atoms that the journal names with their hash."""
-        journal = self._read_journal()
+        journal = read_journal(self.directory)
         return {a.offset_bytes for a in atoms if journal.get(a.offset_bytes) == a.hash}
 
-    def _read_journal(self) -> dict[int, str]:
-        try:
-            data = self._journal_path.read_bytes()
-        except OSError:
-            return {}
-        return dict(_parse(data))
-
-    def write(self, atom: AtomLocation, data: bytes | bytearray) -> None:
-        """Write one verified atom; `sync` makes it count. Needs the lock.
+    def write(self, atom: AtomLocation, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write a chunk of an atom, or all of it, from `offset` on. Needs the lock and the map.
 
         Raises:
             OSError: the disk is full or fails.
         """
-        if self._weights_fd < 0:
-            self._weights_fd = os.open(self._weights_path, os.O_RDWR | os.O_CLOEXEC)
         # Written, never stored through the mapping: a full disk must be an error, not a SIGBUS.
-        view, at = memoryview(data), atom.offset_bytes
+        view, at = memoryview(data), atom.offset_bytes + offset
+        fd = self._open_weights()
         while view:
-            n_written = os.pwrite(self._weights_fd, view, at)
+            n_written = os.pwrite(fd, view, at)
             view, at = view[n_written:], at + n_written
+        record = ChunkRecord(atom.offset_bytes, offset, len(data), zlib.crc32(data))
+        self._open_log().add(record)
+
+    def chunks(self, atom: AtomLocation) -> list[tuple[int, bytes]]:
+        """Return the chunks of an unfinished atom that are here and sound, (offset, bytes)."""
+        found, fd = [], self._open_weights()
+        for record in self._open_log().chunks(atom.offset_bytes):
+            if record.start + record.n_bytes <= atom.n_bytes:
+                data = os.pread(fd, record.n_bytes, atom.offset_bytes + record.start)
+                if zlib.crc32(data) == record.crc32:
+                    found.append((record.start, data))
+        return found
+
+    def finish(self, atom: AtomLocation) -> None:
+        """Note that an atom is written and verified; `sync` makes it count. Needs the lock."""
         self._unsynced.append(atom)
 
     def sync(self) -> None:
@@ -203,7 +226,7 @@ class CacheEntry:
         atoms, self._unsynced = self._unsynced, []
         if not atoms:
             return
-        os.fdatasync(self._weights_fd)
+        os.fdatasync(self._open_weights())
         records = b"".join(_record(atom) for atom in atoms)
         fd = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -214,12 +237,42 @@ class CacheEntry:
             os.fsync(fd)
         finally:
             os.close(fd)
+        self._open_log().forget(atom.offset_bytes for atom in atoms)
 
     def forget(self, atoms: Iterable[AtomLocation]) -> None:
         """Take damaged atoms out of the journal. Needs the lock."""
         damaged = {a.offset_bytes for a in atoms}
-        kept = [(o, h) for o, h in self._read_journal().items() if o not in damaged]
+        kept = [(o, h) for o, h in read_journal(self.directory).items() if o not in damaged]
         write_file(self._journal_path, b"".join(_pack(offset, 0, name) for offset, name in kept))
+        self._open_log().forget(damaged)
+
+    def clean(self) -> None:
+        """Remove what dead processes left half-written. Needs the lock."""
+        for directory in (self.directory, self.directory.parent):
+            remove_strays(directory)
+
+    def _forget_all(self) -> None:
+        self._journal_path.unlink(missing_ok=True)
+        self._open_log().forget_all()
+
+    def _open_weights(self) -> int:
+        if self._weights_fd < 0:
+            self._weights_fd = os.open(self._weights_path, os.O_RDWR | os.O_CLOEXEC)
+        return self._weights_fd
+
+    def _open_log(self) -> ChunkLog:
+        if self._log is None:
+            self._log = ChunkLog(self.directory / "chunks")
+        return self._log
+
+
+def read_journal(directory: Path) -> dict[int, str]:
+    """Return the hash of each atom that an entry's journal names, by its offset in bytes."""
+    try:
+        with (directory / JOURNAL_NAME).open("rb") as file:
+            return dict(_parse(file.read(MAX_JOURNAL_BYTES)))
+    except OSError:
+        return {}
 
 
 def _parse(journal: bytes) -> list[tuple[int, str]]:

@@ -28,6 +28,7 @@ __all__ = [
     "OpenHot",
     "Progress",
     "Received",
+    "Rejected",
     "Send",
     "SendHeartbeat",
     "Stop",
@@ -56,6 +57,12 @@ class LinkUp(NamedTuple):
 
 class LinkLost(NamedTuple):
     """The control socket lost its connection, or could not be opened at all."""
+
+    reason: str
+
+
+class Rejected(NamedTuple):
+    """Something listens at the coordinator's address, but no link comes about."""
 
     reason: str
 
@@ -104,7 +111,9 @@ class Tick(NamedTuple):
     """Time has passed."""
 
 
-Event = LinkUp | LinkLost | Received | Progress | Loaded | Joined | LoadFailed | Stop | Tick
+Event = (
+    LinkUp | LinkLost | Rejected | Received | Progress | Loaded | Joined | LoadFailed | Stop | Tick
+)
 
 
 # Actions.

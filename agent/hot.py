@@ -20,6 +20,7 @@ import numpy as np
 import zmq
 
 from agent.cores import claimed_core, pinned
+from agent.curve import ClientCurve
 from agent.events import Event, Joined, LinkLost, LoadFailed, LoadKey
 from agent.frames import (
     HEADER_BYTES,
@@ -67,6 +68,7 @@ class HotLoop:
         after: the loop of a former run, which may still be inside a kernel; this one waits for
             it, because both use the same worker threads.
         pin: keep the thread on a core of its own, if one is free.
+        curve: this agent's keys; None speaks in clear.
 
     Attributes:
         run_id: the run that it serves.
@@ -82,6 +84,7 @@ class HotLoop:
         post: Callable[[Event], None],
         after: "HotLoop | None" = None,
         pin: bool = False,
+        curve: ClientCurve | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._routing_id = routing_id
@@ -89,6 +92,7 @@ class HotLoop:
         self._post = post
         self._after = after
         self._pin = pin
+        self._curve = curve
         self._inbox = np.empty(MAX_FRAME_BYTES, np.uint8)
         self._outbox = np.empty(MAX_FRAME_BYTES, np.uint8)
         self._inbox_bytes = self._inbox.data
@@ -164,7 +168,7 @@ class HotLoop:
         context: zmq.Context[HotSocket] = zmq.Context()
         socket = context.socket(zmq.DEALER)
         try:
-            set_options(socket, HOT)
+            set_options(socket, HOT, self._curve)
             socket.setsockopt(zmq.ROUTING_ID, self._routing_id)
             socket.setsockopt(zmq.RCVTIMEO, int(1000 * WAKE_S))
             socket.setsockopt(zmq.SNDTIMEO, int(1000 * CONNECT_S))

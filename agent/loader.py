@@ -16,15 +16,18 @@ from typing import NamedTuple
 
 import zmq
 
-from agent.bulk import Cancelled, pull_objects
-from agent.cache import CacheEntry, is_disk_trouble
+from agent.cache import CacheEntry
+from agent.cache_store import CacheStore
+from agent.curve import ClientCurve
 from agent.events import Event, Loaded, LoadFailed, LoadKey, Progress
+from agent.files import is_disk_trouble
 from agent.ids import ModelId
 from agent.member import Member, check_assignment, kv_shape, make_member, wanted_atoms
 from agent.messages import Ready
 from agent.pull import Wanted
+from agent.puller import BulkSource, Cancelled, Sink, pull_objects
 from agent.share import Assignment
-from agent.store import CacheStore, DirectoryStore, Store, find_directory
+from agent.store import DirectoryStore, Store, find_directory
 from agent.warm import warm_kernels
 from kernels.errors import HeadwiseError, PlanError, ResourceError
 from kernels.pool import Pool
@@ -43,13 +46,16 @@ Context = zmq.Context[zmq.Socket[bytes]]
 class LoaderOptions(NamedTuple):
     """Where weights may come from and go to.
 
-    `memory_bytes` is the budget that this agent offered; `cache_root` None means no disk cache.
+    `memory_bytes` is the budget that this agent offered; `cache_root` None means no disk cache,
+    `curve` None links in clear, `cache_limit_bytes` None as much cache as the disk holds.
     """
 
     model_dirs: tuple[Path, ...]
     cache_root: Path | None
     memory_bytes: int
     n_threads: int
+    curve: ClientCurve | None = None
+    cache_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class _Job:
     """One assignment to carry out, and where to pull from."""
 
     assignment: Assignment
-    bulk_endpoint: str
+    source: BulkSource
     cancelled: threading.Event
 
     @property
@@ -92,9 +98,11 @@ class Loader:
         self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
         self._thread.start()
 
-    def load(self, assignment: Assignment, bulk_endpoint: str) -> None:
+    def load(self, assignment: Assignment, bulk_endpoint: str, bulk_token: bytes = b"") -> None:
         """Begin an assignment; ends in Loaded or LoadFailed, or silently if cancelled."""
-        job = _Job(assignment, bulk_endpoint, threading.Event())
+        curve = self._options.curve
+        source = BulkSource(bulk_endpoint, assignment.run_id, bulk_token, curve)
+        job = _Job(assignment, source, threading.Event())
         self._current[job.key] = job.cancelled
         self._jobs.put(job)
 
@@ -161,10 +169,10 @@ class Loader:
         self._check_memory(weights_bytes, kv_bytes)
         progress = _Progress(lambda event: self._tell(job, event), job.key, weights_bytes)
 
-        def pull(wanted: Sequence[Wanted], take: Callable[[Wanted, bytearray], None]) -> None:
+        def pull(wanted: Sequence[Wanted], sink: Sink) -> None:
             base_bytes = progress.done_bytes
             pull_objects(
-                self._context, job.bulk_endpoint, assignment.run_id, wanted, take,
+                self._context, job.source, wanted, sink,
                 lambda n_bytes: progress.reach(base_bytes + n_bytes), job.cancelled,
             )  # fmt: skip
 
@@ -195,6 +203,8 @@ class Loader:
         store = self._stores.get(model_id)
         if store is None:
             # Another model takes the place of the former one: a board serves one at a time.
+            for former in self._stores.values():
+                former.close()
             self._stores.clear()
             store = self._stores[model_id] = self._open_store(job)
         return store
@@ -213,7 +223,9 @@ class Loader:
             data = self._pull_manifest(job)
             manifest = Manifest.parse(data)
             entry = _keep_manifest(entry, data)
-        return CacheStore(manifest, entry, options.memory_bytes, options.n_threads)
+        return CacheStore(
+            manifest, entry, options.memory_bytes, options.n_threads, options.cache_limit_bytes
+        )
 
     def _open_entry(self, model_id: ModelId) -> CacheEntry | None:
         if self._options.cache_root is None:
@@ -230,13 +242,20 @@ class Loader:
         n_bytes = job.assignment.manifest_bytes
         if not 1 <= n_bytes <= MAX_MANIFEST_BYTES:
             raise PlanError(f"assignment announces a manifest of {n_bytes} bytes")
-        pulled: list[bytes] = []
         wanted = Wanted(job.assignment.model_id, n_bytes, "the manifest")
-        pull_objects(
-            self._context, job.bulk_endpoint, job.assignment.run_id, [wanted],
-            lambda _, data: pulled.append(bytes(data)), lambda _: None, job.cancelled,
-        )  # fmt: skip
-        return pulled[0]
+        sink = _Manifest()
+        pull_objects(self._context, job.source, [wanted], sink, lambda _: None, job.cancelled)
+        return sink.data
+
+
+class _Manifest(Sink):
+    """Takes the one object that is needed before the cache knows what it holds."""
+
+    data = b""
+
+    def take(self, wanted: Wanted, data: bytearray) -> None:
+        """Take the manifest."""
+        self.data = bytes(data)
 
 
 def _keep_manifest(entry: CacheEntry | None, data: bytes) -> CacheEntry | None:

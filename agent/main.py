@@ -11,9 +11,10 @@ import sys
 import threading
 from pathlib import Path
 
-from agent.address import check_name, parse_address
+from agent.address import Address, check_name, is_loopback, parse_address
 from agent.cache import default_cache_root
-from agent.ids import InstanceId
+from agent.ids import AgentName, InstanceId
+from agent.join_file import JoinInfo, read_join_fd, read_join_file
 from agent.loader import LoaderOptions
 from agent.messages import Hello
 from agent.resources import (
@@ -38,8 +39,10 @@ MAX_THREADS = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add = parser.add_argument
-    add("--coordinator", required=True, metavar="tcp://HOST:PORT", help="whom to dial")
-    add("--name", help="this agent's name; default: the host name")
+    add("--join", type=Path, metavar="FILE", help="join file that `headwise keys add` made")
+    add("--coordinator", metavar="tcp://HOST:PORT", help="whom to dial, if not as in the join file")
+    add("--insecure", action="store_true", help="dial without a join file beyond this machine")
+    add("--name", help="this agent's name; default: the join file's, else the host name")
     add("--threads", type=int, help="kernel threads; default: the usable cores")
     add("--memory", type=parse_size_bytes, metavar="SIZE", help="most memory to offer, as 512M")
     add(
@@ -48,9 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--cache-dir", type=Path, metavar="DIR", help="where pulled weights are kept")
     add(
+        "--cache-limit", type=parse_size_bytes, metavar="SIZE",
+        help="most disk for pulled weights, as 20G; models used longest ago are removed",
+    )  # fmt: skip
+    add(
         "--pin", action="store_true",
         help="keep the hot thread on a core of its own: faster, on a board that does little else",
     )  # fmt: skip
+    # The same as --join, through a pipe: for agents that a coordinator starts.
+    add("--join-fd", type=int, metavar="N", help=argparse.SUPPRESS)
+    parser.set_defaults(usage_error=parser.error)
     add("--leave-with-fd", type=int, metavar="N", help=argparse.SUPPRESS)
 
 
@@ -65,10 +75,13 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if args.leave_with_fd is not None:
         _leave_with(args.leave_with_fd)
-    address = parse_address(args.coordinator)
-    name = check_name(args.name or socket.gethostname().split(".")[0])
+    join = _join_info(args)
+    address = parse_address(args.coordinator or (join.coordinator if join else ""))
+    name = _own_name(args.name, join)
     n_cores = usable_cores()
     n_threads = _check_threads(n_cores if args.threads is None else args.threads)
+    if join is None and not args.insecure:
+        _check_is_local(address)
     # Numba takes a second to import: nobody should wait for it to learn of a typing error.
     from agent.runtime import Runtime
     from agent.speed import measure_bytes_per_s
@@ -80,10 +93,13 @@ def run(args: argparse.Namespace) -> int:
         bytes_per_s, describe_machine(),
     )  # fmt: skip
     cache_root = args.cache_dir or default_cache_root()
-    options = LoaderOptions(tuple(args.model_dir), cache_root, memory_bytes, n_threads)
+    curve = join.curve if join else None
+    options = LoaderOptions(
+        tuple(args.model_dir), cache_root, memory_bytes, n_threads, curve, args.cache_limit
+    )
     log.info("agent=%s memory_bytes=%d bytes_per_s=%.3g", name, memory_bytes, bytes_per_s)
     session = Session(hello, str(address), random.Random())
-    ended = Runtime(hello, address, options, session, args.pin).run()
+    ended = Runtime(hello, address, options, session, args.pin, curve).run()
     log.info("agent=%s ends: %s", name, ended.reason)
     if ended.code:
         print(f"error: {ended.reason}", file=sys.stderr)
@@ -93,6 +109,36 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(ended.code)
     return ended.code
+
+
+def _join_info(args: argparse.Namespace) -> JoinInfo | None:
+    if args.join_fd is not None:
+        return read_join_fd(args.join_fd)
+    if args.join is not None:
+        return read_join_file(args.join)
+    if args.coordinator is None:
+        args.usage_error("the following arguments are required: --coordinator or --join")
+    return None
+
+
+def _own_name(asked: str | None, join: JoinInfo | None) -> AgentName:
+    if join is None:
+        return check_name(asked or socket.gethostname().split(".")[0])
+    if asked not in (None, join.name):
+        raise InputError(
+            f"--name {asked!r}, but the join file is that of agent {join.name!r}; leave --name "
+            f"out, or make another file: headwise keys add {asked}"
+        )
+    return join.name
+
+
+def _check_is_local(address: Address) -> None:
+    if not is_loopback(address.host):
+        raise InputError(
+            f"{address} is another machine, and links to it need keys: run `headwise keys add "
+            f"NAME` on the coordinator and start this agent with --join NAME.join (or with "
+            f"--insecure, if something else protects the link)"
+        )
 
 
 def _check_threads(n_threads: int) -> int:

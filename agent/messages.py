@@ -4,7 +4,7 @@ The tag field `type` names the message. New fields take defaults, so that either
 newer within one protocol version. Does not know sockets.
 """
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -38,8 +38,9 @@ __all__ = [
 ]
 
 MAX_CONTROL_BYTES = 1 << 20
+MAX_ROUTE_BYTES = 255  # of a ZeroMQ routing id
 
-BulkError = Literal["", "unknown object", "bad range", "wrong run"]
+BulkError = Literal["", "unknown object", "bad range", "wrong run", "no grant"]
 
 T = TypeVar("T")
 
@@ -112,13 +113,19 @@ class Bye(msgspec.Struct, frozen=True, tag="bye"):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
-    """Coordinator -> agent: the run's number and the ports of the other two channels."""
+    """Coordinator -> agent: the run's number and the ports of the other two channels.
+
+    `hot_route` is this link's routing id on the hot channel, which nobody else is told.
+    `bulk_token` names this link in bulk requests: whoever grants, grants to a token.
+    """
 
     run_id: RunId
     hot_port: int
     bulk_port: int
     heartbeat_s: float
     versions: Versions
+    bulk_token: bytes = b""
+    hot_route: Annotated[bytes, msgspec.Meta(max_length=MAX_ROUTE_BYTES)] = b""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -145,22 +152,29 @@ class BulkRequest(msgspec.Struct, frozen=True, tag="pull"):
     """Receiver -> holder: send `length` bytes of an object from `offset`.
 
     An object is the model's manifest or one atom, named by its blake2b hash (32 hex digits).
+    `token` is the one that WELCOME gave to this link; the object must be granted to it.
     """
 
     run_id: RunId
     object_id: str
     offset: int
     length: int
+    token: bytes = b""
 
 
 class BulkReply(msgspec.Struct, frozen=True, tag="chunk"):
-    """Holder -> receiver, followed by a frame with the bytes; `error` instead of bytes."""
+    """Holder -> receiver, followed by a frame with the bytes; `error` instead of bytes.
+
+    `window_bytes` asks the receiver to keep no more than that open, because a request runs on
+    the same links; 0 leaves the window to the receiver.
+    """
 
     object_id: str
     offset: int
     length: int
     crc32: int
     error: BulkError = ""
+    window_bytes: int = 0
 
 
 AgentMessage = Hello | Heartbeat | Loading | Ready | Failed | Bye

@@ -16,6 +16,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from agent.address import Address, resolve, routing_id
+from agent.curve import ClientCurve
 from agent.events import (
     Action,
     Adopt,
@@ -27,7 +28,6 @@ from agent.events import (
     Exit,
     HangUp,
     LinkLost,
-    LinkUp,
     Load,
     LoadFailed,
     LoadKey,
@@ -39,6 +39,7 @@ from agent.events import (
     Tick,
     Warn,
 )
+from agent.handshake import MONITORED, Handshake
 from agent.hot import HotLoop
 from agent.ids import Epoch
 from agent.loader import Loader, LoaderOptions
@@ -78,6 +79,7 @@ class Runtime:
         options: for the loader.
         session: the state machine, fresh.
         pin: keep the hot thread on a core of its own.
+        curve: this agent's keys; None speaks in clear.
     """
 
     def __init__(
@@ -87,11 +89,14 @@ class Runtime:
         options: LoaderOptions,
         session: Session,
         pin: bool = False,
+        curve: ClientCurve | None = None,
     ) -> None:
         self._hello = hello
         self._coordinator = coordinator
         self._session = session
         self._pin = pin
+        self._curve = curve
+        self._handshake = Handshake(curve is not None)
         self._mailbox = Mailbox()
         self._context: zmq.Context[Socket] = zmq.Context()
         self._pool = Pool(hello.n_threads)
@@ -99,7 +104,7 @@ class Runtime:
         self._routing_id = routing_id(hello.name, hello.instance_id)
         self._peer = coordinator
         self._n_dials = 0
-        self._bulk_endpoint = ""
+        self._bulk_endpoint, self._bulk_token = "", b""
         self._socket: Socket | None = None
         self._monitor: Socket | None = None
         self._hot: HotLoop | None = None
@@ -176,10 +181,9 @@ class Runtime:
                 event = recv_monitor_message(monitor, zmq.NOBLOCK)["event"]
             except zmq.Again:
                 return
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                yield LinkUp()
-            elif event == zmq.EVENT_DISCONNECTED:
-                yield LinkLost("the connection closed")
+            meant = self._handshake.on_event(event)
+            if meant is not None:
+                yield meant
 
     # Actions.
 
@@ -202,7 +206,7 @@ class Runtime:
             case CloseHot():
                 self._close_hot()
             case Load(assignment):
-                self._loader.load(assignment, self._bulk_endpoint)
+                self._loader.load(assignment, self._bulk_endpoint, self._bulk_token)
             case CancelLoad(key):
                 self._loader.cancel(key)
             case Adopt(key):
@@ -241,10 +245,10 @@ class Runtime:
             return
         self._n_dials += 1
         self._socket = self._context.socket(zmq.DEALER)
-        set_options(self._socket, CONTROL)
+        set_options(self._socket, CONTROL, self._curve)
         self._socket.setsockopt(zmq.ROUTING_ID, self._routing_id)
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        self._monitor = self._socket.get_monitor_socket(events)
+        self._handshake = Handshake(self._curve is not None)
+        self._monitor = self._socket.get_monitor_socket(MONITORED)
         self._socket.connect(str(self._peer))
 
     def _hang_up(self) -> None:
@@ -255,10 +259,11 @@ class Runtime:
 
     def _open_hot(self, welcome: Welcome) -> None:
         self._bulk_endpoint = str(self._peer._replace(port=welcome.bulk_port))
+        self._bulk_token = welcome.bulk_token
         endpoint = str(self._peer._replace(port=welcome.hot_port))
         self._hot = HotLoop(
-            endpoint, self._routing_id, welcome.run_id, self._mailbox.post, after=self._last_hot,
-            pin=self._pin,
+            endpoint, welcome.hot_route or self._routing_id, welcome.run_id, self._mailbox.post,
+            after=self._last_hot, pin=self._pin, curve=self._curve,
         )  # fmt: skip
         self._last_hot = self._hot
         self._hot.start()

@@ -30,6 +30,7 @@ from agent.events import (
     OpenHot,
     Progress,
     Received,
+    Rejected,
     Send,
     SendHeartbeat,
     Stop,
@@ -90,6 +91,7 @@ class Session:
         self._loading: LoadKey | None = None
         self._loaded: dict[LoadKey, Ready] = {}
         self._newest = Epoch(0)
+        self._complaint = ""
 
     def next_due_s(self) -> float:
         """Return the time by which the next Tick is wanted."""
@@ -106,6 +108,8 @@ class Session:
                 return self._give_up(
                     f"lost the coordinator at {self._coordinator}: {reason}", now_s
                 )
+            case Rejected(reason) if self.link is Link.DIALLING:
+                return self._on_rejected(reason, now_s)
             case Received(message):
                 return self._on_message(message, now_s)
             case Stop(reason):
@@ -183,6 +187,7 @@ class Session:
             return [Exit(1, f"{mismatch}; install the same headwise release on both sides")]
         self.link = Link.JOINED
         self._retry_s = MIN_RETRY_S
+        self._complaint = ""
         self._run_id = welcome.run_id
         # A hostile or broken WELCOME must not stop heartbeats or send them without pause.
         self._heartbeat_s = min(max(welcome.heartbeat_s, 0.05), 10.0)
@@ -200,6 +205,18 @@ class Session:
         superseded = [] if self._loading is None else [CancelLoad(self._loading)]
         self._loading, self._newest = LoadKey(self._run_id, epoch), epoch
         return [*superseded, Load(assignment)]
+
+    def _on_rejected(self, reason: str, now_s: float) -> list[Action]:
+        text = (
+            f"cannot join the coordinator at {self._coordinator}: {reason}. Trying again until it "
+            f"works"
+        )
+        actions = self._give_up(text, now_s)
+        if text == self._complaint:
+            # Said once, not with every try: nothing has changed.
+            actions.remove(Warn(text))
+        self._complaint = text
+        return actions
 
     def _give_up(self, why: str, now_s: float) -> list[Action]:
         """Leave the link and everything that belongs to its run, and dial again later."""

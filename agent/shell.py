@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from kernels.errors import HeadwiseError
+from kernels.errors import HeadwiseError, UsageError
 
 __all__ = ["Verb", "parse_size_bytes", "run_verb"]
 
@@ -53,7 +53,7 @@ def run_verb(prog: str, description: str, verb: Verb, argv: Sequence[str] | None
         if args.verbose:
             logging.getLogger(prog).exception("failed")
         print(f"error: {e}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(e, UsageError) else 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -3,12 +3,18 @@
 `ROUTER_MANDATORY` makes a send to a closed link fail at once instead of vanishing; `IMMEDIATE`
 keeps messages from queueing for a peer that is not there; heartbeats plus TCP_MAXRT notice a
 frozen or cut-off peer, and the deadline of each phase covers the rest.
+
+Only the dialling side sends heartbeats. Each names the time after which the other side, too, may
+take the link for dead, so both notice. A ROUTER that sent its own would be at the mercy of its
+peers: libzmq 4.3.5 aborts the process (`!_io_error`) when a heartbeat is due on a link whose peer
+left while its messages filled the queue, or was replaced under its routing id.
 """
 
 from typing import NamedTuple
 
 import zmq
 
+from agent.curve import ClientCurve, ServerCurve
 from kernels.errors import ResourceError
 
 __all__ = ["BULK", "CONTROL", "HOT", "SocketKind", "bind_port", "set_options"]
@@ -29,15 +35,16 @@ CONTROL = SocketKind(1000, 1 << 20, 1000, 3000, 5000)
 BULK = SocketKind(16, 4 << 20, 1000, 5000, 10000)
 
 
-def set_options(socket: zmq.Socket[bytes], kind: SocketKind) -> None:
-    """Set the options of one channel on a socket before it binds or connects."""
+def set_options(
+    socket: zmq.Socket[bytes], kind: SocketKind, curve: ServerCurve | ClientCurve | None = None
+) -> None:
+    """Set the options and keys of one channel on a socket before it binds or connects."""
+    if curve is not None:
+        curve.apply(socket)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, kind.high_water_mark)
     socket.setsockopt(zmq.RCVHWM, kind.high_water_mark)
     socket.setsockopt(zmq.MAXMSGSIZE, kind.max_message_bytes)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, kind.heartbeat_ms)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, kind.heartbeat_timeout_ms)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, kind.heartbeat_timeout_ms)
     socket.setsockopt(zmq.TCP_MAXRT, kind.tcp_max_retransmit_ms)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
@@ -52,6 +59,9 @@ def set_options(socket: zmq.Socket[bytes], kind: SocketKind) -> None:
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     else:
         socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, kind.heartbeat_ms)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, kind.heartbeat_timeout_ms)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, kind.heartbeat_timeout_ms)
 
 
 def bind_port(socket: zmq.Socket[bytes], endpoint: str) -> int:

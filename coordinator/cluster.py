@@ -10,10 +10,7 @@ One thread uses a Cluster. Sockets of the control and bulk channels live in thre
 """
 
 import contextlib
-import importlib.util
 import secrets
-import statistics
-import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,34 +22,30 @@ import zmq
 
 from agent.bulk import BulkServer
 from agent.cores import claimed_core, pinned
-from agent.ids import AgentName, Epoch, KvId, ModelId, Rank, RunId
-from agent.kv_ops import KvOp, KvOpCode
+from agent.ids import AgentName, Epoch, KvId, Rank, RunId
 from agent.share import KvFormat
-from agent.vocab_payload import SamplerRow
-from coordinator.assign import assignments, largest_reply_bytes
 from coordinator.cluster_options import check_numbers, checked_context, endpoints
 from coordinator.control import Control
-from coordinator.engine import Engine, Rows
+from coordinator.engine import Engine
+from coordinator.gate import Gate, open_gate
 from coordinator.generation import Generation
 from coordinator.hot_link import HotLink
+from coordinator.identity import LinkSecrets
+from coordinator.installer import Installer
+from coordinator.keys import find_store
 from coordinator.local import LocalAgents
-from coordinator.plan import Plan, check_model, check_plan, member_weights_bytes
-from coordinator.planner import Link, Offer, Place, Planned, PlanRequest, make_plan
+from coordinator.plan import Plan
+from coordinator.planner import Place, Planned
+from coordinator.prompts import Prompts
 from coordinator.sampling import SamplingOptions
+from coordinator.scoring import all_logits
 from coordinator.writer import Writer
-from kernels.errors import PlanError, PromptError, ResourceError
+from kernels.errors import PromptError, ResourceError
 from weights.demo import demo_path
 from weights.directory import ModelDirectory
 from weights.tokenizer import Tokenizer
 
 __all__ = ["Cluster"]
-
-MAX_ROWS = 64
-# Contexts open at once; their tokens share kv_tokens, each may leave one page partly empty.
-N_CONTEXTS = 4
-# Loopback round trips as measured by tools/bench_exchange.py; real links are issue 5's matter.
-LOOPBACK = Link(hop_s=150e-6, bytes_per_s=1e9)
-LOAD_STALL_S = 120.0
 
 
 class Cluster:
@@ -63,7 +56,8 @@ class Cluster:
         local: how many agent processes to start on this machine; they end with the cluster.
         bind: control endpoint for agents that dial in, such as tcp://127.0.0.1:7070; the hot and
             bulk channels take the next two ports.
-        min_agents: how many dialled-in agents to wait for.
+        min_agents: how many dialled-in agents to wait for; 0: none, and no plan is made either,
+            so that the caller installs one when it likes.
         wait_s: how long to wait for agents to appear.
         plan: a placement to use instead of the planner's.
         place: "spread" uses every agent, "auto" the fastest subset by prediction; None means
@@ -71,8 +65,8 @@ class Cluster:
         exact: f32 on the wire and in the KV cache: greedy words then do not depend on placement.
         kv: type of cached keys and values; None means f16, or f32 when exact.
         context_tokens: longest context; None means the model's, at most 2048.
-        insecure: allow `bind` to an address that other machines reach, though links are neither
-            encrypted nor authenticated yet.
+        insecure: bind without keys, though there are some; loopback addresses only.
+        keys: the key store; None takes the user's, if there is one.
         pin: keep the calling thread, and the hot thread of each local agent, on a core of its
             own where one is free.
         verbose: let local agents log to stderr.
@@ -80,6 +74,11 @@ class Cluster:
     Raises:
         HeadwiseError: whatever keeps the cluster from coming up, in words for its user.
     """
+
+    # Set by `_bind`.
+    _hot: HotLink
+    _bulk: BulkServer
+    _control: Control
 
     def __init__(
         self,
@@ -95,20 +94,17 @@ class Cluster:
         kv: KvFormat | None = None,
         context_tokens: int | None = None,
         insecure: bool = False,
+        keys: str | Path | None = None,
         pin: bool = False,
         verbose: bool = False,
     ) -> None:
         check_numbers(local, bind, min_agents, wait_s)
         self._directory = ModelDirectory.open(demo_path() if model is None else model)
         self.context_tokens = checked_context(context_tokens, self._directory)
-        self.tokenizer, self._no_tokenizer = _tokenizer(self._directory)
-        self._place: Place = place or ("spread" if local else "auto")
-        self._wire: KvFormat = "f32" if exact else "f16"
-        self._kv: KvFormat = kv or self._wire
+        self._prompts = Prompts(self._directory)
+        wire: KvFormat = "f32" if exact else "f16"
         self._run_id = RunId(secrets.randbits(64))
-        self._epoch = Epoch(0)
         self._last_kv_id = 0
-        self._engine: Engine | None = None
         self._generations: weakref.WeakSet[Generation] = weakref.WeakSet()
         # Closed in reverse order, each even if another fails.
         self._parts = contextlib.ExitStack()
@@ -120,32 +116,52 @@ class Cluster:
         if core is not None:
             self._context.set(zmq.THREAD_AFFINITY_CPU_ADD, core)
         self._local: LocalAgents | None = None
-        self.planned: Planned | None = None
-        self.plan: Plan | None = None
+        self._gate: Gate | None = None
         try:
-            self._bind(bind, insecure)
+            self._bind(bind, insecure, keys)
+            self._installer = Installer(
+                self._directory,
+                self._control,
+                self._hot,
+                self._bulk,
+                self._run_id,
+                context_tokens=self.context_tokens,
+                wire=wire,
+                kv=kv or wire,
+                place=place or ("spread" if local else "auto"),
+                alike=bind is None,
+            )
             self._start_agents(local or int(bind is None), verbose)
             # While agents start and load; a token should not wait for a hash.
             self._directory.verify_embedding()
             names = list(self.local_pids)
-            self._control.wait_agents(len(names) or min_agents, wait_s, names)
-            self.install(plan or self.make_plan())
+            if names or min_agents:
+                self._control.wait_agents(len(names) or min_agents, wait_s, names)
+                self.install(plan or self.make_plan())
             # Last, because threads and processes that are started from here on stay there too.
             self._parts.enter_context(pinned(core))
         except BaseException:
             self.close()
             raise
 
-    def _bind(self, bind: str | None, insecure: bool) -> None:
+    def _bind(self, bind: str | None, insecure: bool, keys: str | Path | None) -> None:
         """Bind the three channels."""
-        control_at, hot_at, bulk_at = endpoints(bind, insecure)
+        store = None if bind is None or insecure else find_store(keys)
+        control_at, hot_at, bulk_at = endpoints(bind, store is not None)
+        if bind is None or store is not None:
+            self._gate = open_gate(self._context, store)
+            self._parts.callback(self._gate.close)
+        curve = self._gate.curve if self._gate else None
         try:
-            self._hot = HotLink(self._context, hot_at, self._run_id, self._lost_reason)
+            self._hot = HotLink(self._context, hot_at, self._run_id, self._lost_reason, curve)
             self._parts.callback(self._hot.close)
-            self._bulk = BulkServer(self._context, bulk_at, self._run_id, self._directory)
+            run = self._run_id, self._directory, self._is_busy
+            self._bulk = BulkServer(self._context, bulk_at, *run, curve)
             self._parts.callback(self._bulk.close)
             ports = (self._hot.port, self._bulk.port)
-            self._control = Control(self._context, control_at, self._run_id, *ports)
+            self._control = Control(
+                self._context, control_at, self._run_id, *ports, self._gate, self._on_link_end
+            )
             # Once more, and last, if no agents come to be started.
             self._parts.callback(self._control.close)
         except ResourceError as e:
@@ -157,16 +173,28 @@ class Cluster:
         """Start local agents, if any, and see to it that all agents hear of the run's end."""
         if n_agents:
             model_dir = self._directory.directory
-            self._local = LocalAgents(n_agents, self._control.port, model_dir, verbose, self._pin)
+            self._local = LocalAgents(
+                n_agents, self._control.port, model_dir, verbose, self._pin, self._gate
+            )
             self._control.watch(self._local.exit_reason)
             self._parts.callback(self._local.close)
         # Closed first: agents are told to leave before their processes are ended.
         self._parts.callback(self._control.close, leave=n_agents > 0)
 
+    def _on_link_end(self, ended: LinkSecrets) -> None:
+        """See to it that nothing passes on the other channels of an agent that is gone."""
+        self._hot.evict(ended.hot_route)
+        self._bulk.end_grant(ended.bulk_token)
+
     @property
     def directory(self) -> ModelDirectory:
         """The model in use."""
         return self._directory
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None if it has none, or the package is not installed."""
+        return self._prompts.tokenizer
 
     @property
     def engine(self) -> Engine:
@@ -175,9 +203,37 @@ class Cluster:
         Raises:
             PlanError: no plan is in force.
         """
-        if self._engine is None:
-            raise PlanError("no plan is in force; install one first")
-        return self._engine
+        return self._installer.engine
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan in force, if there is one."""
+        return self._installer.plan
+
+    @property
+    def planned(self) -> Planned | None:
+        """The plan that `make_plan` made last, with its forecast."""
+        return self._installer.planned
+
+    @property
+    def epoch(self) -> Epoch:
+        """The number of the plan that was installed last; 0 = none yet."""
+        return self._installer.epoch
+
+    @property
+    def run_id(self) -> RunId:
+        """The random number of this run."""
+        return self._run_id
+
+    @property
+    def control(self) -> Control:
+        """The register of agents."""
+        return self._control
+
+    @property
+    def n_frames_dropped(self) -> int:
+        """Hot frames that nobody waited for or that could not be read."""
+        return self._hot.n_dropped
 
     @property
     def control_port(self) -> int:
@@ -196,14 +252,7 @@ class Cluster:
 
     def weights_bytes(self) -> dict[AgentName, int]:
         """Return the bytes of weights that each member of the plan in force holds."""
-        if self.plan is None:
-            return {}
-        geometry = self._directory.geometry
-        return {
-            member.agent: member_weights_bytes(member, stage, geometry)
-            for stage in self.plan.stages
-            for member in stage.members
-        }
+        return self._installer.weights_bytes()
 
     def agent_names(self) -> list[AgentName]:
         """Names of the agents that are here now, in the order of the planner's offers."""
@@ -215,27 +264,7 @@ class Cluster:
         Raises:
             ResourceError: the model does not fit; says how many bytes are missing and where.
         """
-        request = PlanRequest(
-            context_tokens=self.context_tokens,
-            kv_tokens=self.context_tokens,
-            wire=self._wire,
-            kv=self._kv,
-            place=self._place,
-            n_contexts=N_CONTEXTS,
-        )
-        offers = [o for o in self._offers() if names is None or o.name in names]
-        model_id = ModelId(self._directory.model_id)
-        self.planned = make_plan(model_id, self._directory.geometry, offers, request, LOOPBACK)
-        return self.planned.plan
-
-    def _offers(self) -> list[Offer]:
-        offers = self._control.offers()
-        if self._local is None:
-            return offers
-        # Agents of one machine are equally fast; what they measured while starting side by side
-        # is noise, and would make the placement differ from run to run.
-        speed = statistics.median(o.bytes_per_s for o in offers)
-        return [o._replace(bytes_per_s=speed) for o in offers]
+        return self._installer.make_plan(names)
 
     def install(self, plan: Plan) -> None:
         """Put a plan into force and wait until every member is ready.
@@ -246,40 +275,12 @@ class Cluster:
             PlanError: it does not fit the model or names agents that are not here.
             RemoteError: a member cannot carry out its part, or is lost.
         """
-        check_plan(plan, self._directory.geometry)
-        self._check_members(plan)
-        previous, self._engine = self._epoch, None
-        self._end_texts()
-        self._epoch = Epoch(previous + 1)
-        told = assignments(
-            plan,
-            self._run_id,
-            self._epoch,
-            manifest_bytes=len(self._directory.manifest.encode()),
-            context_tokens=self.context_tokens,
-            kv_tokens=self.context_tokens,
-            n_contexts=N_CONTEXTS,
-            max_rows=MAX_ROWS,
-        )
-        self.plan = plan
-        if previous:
-            self._control.release(previous)
-        self._control.assign(told)
-        self._control.wait_ready(self._epoch, list(told), LOAD_STALL_S)
-        geometry = self._directory.geometry
-        reply_bytes = largest_reply_bytes(plan, geometry, MAX_ROWS)
-        self._hot.join(list(told), self._epoch, reply_bytes, time.monotonic() + 10.0)
-        self._engine = Engine(self._hot, plan, geometry, self._run_id, self._epoch, MAX_ROWS)
+        self._installer.install(plan, before=self._end_texts)
 
-    def _check_members(self, plan: Plan) -> None:
-        check_model(plan, self._directory.model_id)
-        here = set(self.agent_names())
-        missing = [m.agent for m in plan.members if m.agent not in here]
-        if missing:
-            raise PlanError(
-                f"plan names agent {missing[0]!r}, which is not here; here are: "
-                f"{', '.join(sorted(here)) or 'none'}"
-            )
+    def drop_plan(self) -> None:
+        """End the texts and let every agent free what it holds of the plan in force."""
+        self._end_texts()
+        self._installer.drop()
 
     def generate(
         self,
@@ -302,17 +303,11 @@ class Cluster:
         Raises:
             PromptError: a prompt or option that cannot be served.
         """
-        if (prompt is None) == (prompt_ids is None):
-            raise PromptError("give either a prompt or prompt ids")
-        if prompt is not None and self.tokenizer is None:
-            raise PromptError(self._no_tokenizer)
-        if prompt is not None and self.tokenizer is not None:
-            prompt_ids = self.tokenizer.encode(prompt)
         writer = Writer(
             self.engine,
             self._directory,
             self.tokenizer,
-            list(prompt_ids or ()),
+            self._prompts.read(prompt, prompt_ids),
             max_tokens=max_tokens,
             context_tokens=self.context_tokens,
             options=options or SamplingOptions(),
@@ -329,24 +324,11 @@ class Cluster:
         Raises:
             PromptError: no tokens, or more than the context holds.
         """
-        n_tokens, config = len(token_ids), self._directory.config
+        n_tokens = len(token_ids)
         if not 1 <= n_tokens <= self.context_tokens:
             raise PromptError(f"{n_tokens} tokens; the context holds 1 to {self.context_tokens}")
-        engine, kv_id = self.engine, self._next_kv_id()
-        out = np.empty((n_tokens, config.vocab_size), np.float32)
-        engine.control_kv([KvOp(KvOpCode.OPEN, kv_id, n_tokens)])
-        try:
-            for first in range(0, n_tokens, chunk_rows):
-                ids = token_ids[first : first + chunk_rows]
-                x = np.empty((len(ids), config.hidden_size), np.float32)
-                for row, token_id in zip(x, ids, strict=True):
-                    self._directory.embedding_row(token_id, row)
-                rows = Rows([kv_id] * len(ids), list(range(first, first + len(ids))))
-                samplers = [SamplerRow(full_logits=True)] * len(ids)
-                out[first : first + len(ids)] = engine.step(x, rows, samplers)
-        finally:
-            engine.control_kv([KvOp(KvOpCode.RELEASE, kv_id)])
-        return out
+        kv_id = self._next_kv_id()
+        return all_logits(self.engine, self._directory, token_ids, kv_id, chunk_rows)
 
     def close(self) -> None:
         """End local agents, tell others that the run is over, and close all sockets."""
@@ -374,20 +356,8 @@ class Cluster:
 
     def _lost_reason(self, rank: Rank) -> str:
         """Return why the member of that rank is gone, or ""."""
-        return self._control.lost_reason(self.plan.members[rank].agent) if self.plan else ""
+        return self._installer.lost_reason(rank)
 
-
-def _tokenizer(directory: ModelDirectory) -> tuple[Tokenizer | None, str]:
-    """Return the model's tokenizer, or None and why prompts in words cannot be served.
-
-    Raises:
-        ModelError: tokenizer.json is damaged.
-    """
-    if directory.path("tokenizer.json") is None:
-        return None, "this model has no tokenizer; give token ids with --prompt-ids"
-    if importlib.util.find_spec("tokenizers") is None:
-        return None, (
-            "prompts in words need the Python package 'tokenizers'; add it with: "
-            "pip install 'headwise[run]', or give token ids with --prompt-ids"
-        )
-    return Tokenizer(directory), ""
+    def _is_busy(self) -> bool:
+        """Whether a request runs."""
+        return self._installer.is_busy

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.local import MAX_LOCAL_AGENTS
-from coordinator.plan import Plan, decode_plan
+from coordinator.plan import MAX_MEMBERS, Plan, decode_plan
 from kernels.errors import InputError, PlanError
 
 __all__ = ["add_cluster_arguments", "cluster_options", "read_plan"]
@@ -43,8 +43,11 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--insecure", action="store_true",
-        help="allow --bind beyond loopback, though links are not encrypted yet",
+        help="--bind to a loopback address without keys, though there are some",
     )  # fmt: skip
+    group.add_argument(
+        "--keys", type=Path, metavar="DIR", help="key store for --bind (`headwise keys --help`)"
+    )
 
 
 def cluster_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,6 +58,8 @@ def cluster_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.local is not None and not 1 <= args.local <= MAX_LOCAL_AGENTS:
         raise InputError(f"--local {args.local}; 1 to {MAX_LOCAL_AGENTS} are possible")
+    if not 1 <= args.min_agents <= MAX_MEMBERS:
+        raise InputError(f"--min-agents {args.min_agents}; 1 to {MAX_MEMBERS} are possible")
     local = args.local if args.local is not None else (0 if args.bind else 1)
     return {
         "model": args.model,
@@ -68,6 +73,7 @@ def cluster_options(args: argparse.Namespace) -> dict[str, Any]:
         "kv": args.kv,
         "context_tokens": args.ctx,
         "insecure": args.insecure,
+        "keys": args.keys,
         "pin": args.pin,
         "verbose": args.verbose,
     }

@@ -1,5 +1,6 @@
 """What a cluster is asked for, checked before anything is started. Pure."""
 
+from agent.address import is_loopback
 from coordinator.local import MAX_LOCAL_AGENTS
 from coordinator.plan import MAX_MEMBERS
 from kernels.errors import InputError, PromptError
@@ -20,8 +21,8 @@ def check_numbers(local: int, bind: str | None, min_agents: int, wait_s: float) 
         )
     if not 0 <= local <= MAX_LOCAL_AGENTS:
         raise InputError(f"{local} local agents asked for; 1 to {MAX_LOCAL_AGENTS} are possible")
-    if not 1 <= min_agents <= MAX_MEMBERS:
-        raise InputError(f"{min_agents} agents to wait for; 1 to {MAX_MEMBERS} are possible")
+    if not 0 <= min_agents <= MAX_MEMBERS:
+        raise InputError(f"{min_agents} agents to wait for; 0 to {MAX_MEMBERS} are possible")
     # Written so that NaN fails.
     if not 0.0 <= wait_s <= MAX_WAIT_S:
         raise InputError(f"{wait_s:g} s to wait for agents; 0 to {MAX_WAIT_S:g} are possible")
@@ -41,11 +42,11 @@ def checked_context(wanted: int | None, directory: ModelDirectory) -> int:
     return wanted
 
 
-def endpoints(bind: str | None, insecure: bool) -> tuple[str, str, str]:
+def endpoints(bind: str | None, has_keys: bool) -> tuple[str, str, str]:
     """Return the control, hot and bulk endpoints for `bind`, or free loopback ports.
 
     Raises:
-        InputError: no endpoint, or one beyond loopback without consent.
+        InputError: no endpoint, or one beyond loopback without keys.
     """
     if bind is None:
         return ("tcp://127.0.0.1:*",) * 3
@@ -58,10 +59,11 @@ def endpoints(bind: str | None, insecure: bool) -> tuple[str, str, str]:
         raise InputError(f"cannot bind {bind!r}; write it like tcp://127.0.0.1:7070")
     if not 1 <= int(port) <= 65533:
         raise InputError(f"cannot bind {bind!r}; ports 1 to 65533 leave room for the next two")
-    if host not in ("127.0.0.1", "localhost", "[::1]") and not insecure:
+    if not has_keys and not is_loopback(host.strip("[]")):
         raise InputError(
-            f"{host} is no loopback address and links are neither encrypted nor authenticated "
-            f"yet; pass --insecure to accept that on a network you trust"
+            f"{host} is reachable from other machines, and links to it need keys: run `headwise "
+            f"keys init` here, then `headwise keys add NAME` for each agent (--insecure is for "
+            f"loopback addresses only)"
         )
     first, second, third = (f"tcp://{host}:{int(port) + i}" for i in range(3))
     return first, second, third

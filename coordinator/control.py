@@ -10,7 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+import msgspec
 import zmq
 
 from agent.ids import AgentName, Epoch, RunId
@@ -21,12 +23,14 @@ from agent.messages import (
     Release,
     Shutdown,
     Welcome,
-    decode_agent_message,
     encode,
 )
 from agent.sockets import CONTROL, bind_port, set_options
 from agent.versions import our_versions
-from coordinator.membership import AgentState, Membership
+from coordinator.front_door import FrontDoor
+from coordinator.gate import Gate
+from coordinator.identity import LinkSecrets
+from coordinator.membership import Agent, AgentState, Membership
 from coordinator.membership_events import (
     Action,
     Assigned,
@@ -35,7 +39,6 @@ from coordinator.membership_events import (
     LinkLost,
     LoadFailed,
     Lost,
-    Received,
     Refuse,
     Released,
     Stuck,
@@ -43,7 +46,7 @@ from coordinator.membership_events import (
     Welcomed,
 )
 from coordinator.planner import Offer
-from kernels.errors import AgentLostError, RemoteError, WireError
+from kernels.errors import AgentLostError, RemoteError
 
 __all__ = ["Control"]
 
@@ -64,6 +67,11 @@ class Control:
         run_id: number of this run.
         hot_port: told to agents in WELCOME.
         bulk_port: likewise.
+        gate: whose keys belong to whom; None: links have no keys.
+        on_end: called from the thread when an agent is gone, with what its link had been given.
+
+    Attributes:
+        port: the bound port.
     """
 
     def __init__(
@@ -73,6 +81,8 @@ class Control:
         run_id: RunId,
         hot_port: int,
         bulk_port: int,
+        gate: Gate | None = None,
+        on_end: Callable[[LinkSecrets], None] = lambda _: None,
     ) -> None:
         versions = our_versions()
         self._welcome = Welcome(run_id, hot_port, bulk_port, HEARTBEAT_S, versions)
@@ -83,9 +93,11 @@ class Control:
         self._fault = ""
         self._exit_reason: Callable[[AgentName], str] = lambda _: ""
         self._socket = context.socket(zmq.ROUTER)
-        set_options(self._socket, CONTROL)
+        set_options(self._socket, CONTROL, gate.curve if gate else None)
         self._socket.setsockopt(zmq.SNDTIMEO, 1000)
         self.port = bind_port(self._socket, endpoint)
+        self._how_to_join = "--join FILE" if gate else f"--coordinator tcp://HOST:{self.port}"
+        self._door = FrontDoor(context, self._socket, gate, on_end)
         pipe = f"inproc://control-{id(self)}"
         self._inner = context.socket(zmq.PAIR)
         self._inner.bind(pipe)
@@ -106,6 +118,39 @@ class Control:
                 Offer(a.name, a.hello.memory_bytes, a.hello.bytes_per_s, a.hello.n_threads)
                 for a in self._membership.alive()
             ]
+
+    def agents(self) -> list[Agent]:
+        """Return a copy of what is known of each agent, those that are gone included, by name.
+
+        Raises:
+            RemoteError: the thread that keeps the register has ended.
+        """
+        with self._changed:
+            self._raise_fault()
+            return [replace(agent) for agent in self._membership.agents()]
+
+    def failed(self, epoch: Epoch) -> frozenset[AgentName]:
+        """Return the agents that could not carry out their part of a plan."""
+        with self._changed:
+            return frozenset(name for name, (at, _) in self._failures.items() if at == epoch)
+
+    @property
+    def n_dropped(self) -> int:
+        """Messages that were unreadable or came from the wrong sender."""
+        return self._door.n_dropped
+
+    def link_secrets(self, names: Sequence[AgentName]) -> list[LinkSecrets]:
+        """Return what the links of agents that are here were given, in the order of `names`.
+
+        Raises:
+            AgentLostError: an agent is gone.
+        """
+        with self._changed:
+            given = {name: self._door.secrets_of(name) for name in names}
+        for name, secrets in given.items():
+            if secrets is None:
+                raise AgentLostError(f"agent {name!r} is gone; it cannot be given work")
+        return [secrets for secrets in given.values() if secrets is not None]
 
     def lost_reason(self, name: AgentName) -> str:
         """Return why an agent that owes an answer is gone, or ""; cheap, from any thread."""
@@ -143,7 +188,7 @@ class Control:
                     raise RemoteError(
                         f"{len(here)} of {n_agents} agents are here after {wait_s:g} s "
                         f"({', '.join(here) or 'none'}); start others with `headwise agent "
-                        f"--coordinator tcp://HOST:{self.port}`"
+                        f"{self._how_to_join}`"
                     )
                 self._changed.wait(min(left_s, POLL_S))
 
@@ -157,7 +202,9 @@ class Control:
         with self._changed:
             holders = [a.name for a in self._membership.alive() if a.epoch == epoch]
         for name in holders:
-            self._tell(name, Release(epoch), Released(name, epoch))
+            # Whoever has gone since has freed it.
+            with contextlib.suppress(AgentLostError):
+                self._tell(name, Release(epoch), Released(name, epoch))
 
     def wait_ready(self, epoch: Epoch, names: Sequence[AgentName], stall_s: float) -> None:
         """Wait until every agent of `names` is ready to serve an epoch.
@@ -263,15 +310,15 @@ class Control:
             self._tick()
 
     def _receive(self) -> None:
-        parts = self._socket.recv_multipart()
-        try:
-            if len(parts) != 2:
-                raise WireError(f"control message of {len(parts)} parts")
-            message = decode_agent_message(parts[1])
-        except WireError as e:
-            log.warning("control: dropped a message: %s", e)
-            return
-        self._take(Received(parts[0], message))
+        got = self._door.read(self._socket.recv_multipart(copy=False), self._holder)
+        if isinstance(got, Refuse):
+            self._carry_out(got)
+        elif got is not None:
+            self._take(got)
+
+    def _holder(self, link: bytes) -> AgentName | None:
+        agent = self._membership.by_link(link)
+        return agent.name if agent else None
 
     def _tick(self) -> None:
         now_s = time.monotonic()
@@ -283,6 +330,12 @@ class Control:
             if reason:
                 self._take(LinkLost(link, reason))
         self._take(Tick(frozenset(awaited)))
+        for given in self._door.newly_invalid():
+            # libzmq looks at keys when a link begins, and never again.
+            reason = "its key was revoked or replaced"
+            self._send(given.link, encode(Refused(reason, retry=False)))
+            self._take(LinkLost(given.link, reason))
+            self._door.evict(given.link)
 
     def _take(self, event: Event) -> None:
         with self._changed:
@@ -296,7 +349,11 @@ class Control:
         match action:
             case Welcomed(link, name):
                 log.info("agent=%s joined", name)
-                self._send(link, encode(self._welcome))
+                given = self._door.welcome(name, link)
+                welcome = msgspec.structs.replace(
+                    self._welcome, hot_route=given.hot_route, bulk_token=given.bulk_token
+                )
+                self._send(link, encode(welcome))
             case Refuse(link, reason, retry):
                 log.warning("refused an agent: %s", reason)
                 self._send(link, encode(Refused(reason, retry)))
@@ -307,8 +364,9 @@ class Control:
                 )  # fmt: skip
             case LoadFailed(name, epoch, reason):
                 self._failures[name] = (epoch, reason)
-            case Lost(name, _, epoch, reason):
+            case Lost(name, link, epoch, reason):
                 log.info("agent=%s lost epoch=%d: %s", name, epoch, reason)
+                self._door.on_lost(name, link)
             case Stuck(name, for_s):
                 log.warning("agent=%s has finished no step for %.0f s", name, for_s)
 

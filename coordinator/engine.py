@@ -49,6 +49,9 @@ F32 = npt.NDArray[np.float32]
 # A member that is alive but silent for this long fails the request. A phase normally takes
 # milliseconds; a board that pages its weights in from an SD card may take seconds once.
 PHASE_TIMEOUT_S = 60.0
+# Between the tokens of a text its user's program runs; pulls stay narrow for that long.
+IDLE_AFTER_S = 0.5
+LONGEST_STEP_S = 10.0
 
 
 class Rows(NamedTuple):
@@ -108,6 +111,7 @@ class Engine:
             Wire.F32: link.inbox.view(np.float32),
         }
         self.times = StepTimes()
+        self._busy_until_s = 0.0
         calls = find_calls()
         self._phases = (
             PhaseWalk(calls, link.address, link.routes, self._schedule, link.inbox)
@@ -126,6 +130,11 @@ class Engine:
             if self._phases is not None:
                 self._phases.begin(work, wire, self._header(FrameType.STEP, wire))
                 self._phases.walk(0, 0, Seq(0))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step runs or one ended just now; from any thread."""
+        return time.monotonic() < self._busy_until_s
 
     def control_kv(self, ops: Sequence[KvOp]) -> None:
         """Send operations on contexts to every member; they precede all later steps.
@@ -170,6 +179,7 @@ class Engine:
             RemoteError: a member reports an error, or partial sums are not finite in f32 either.
         """
         self._check_in_force()
+        self._busy_until_s = time.monotonic() + LONGEST_STEP_S
         self.times = times or self.times
         started_s = time.perf_counter()
         spent_s = self.times.kernels_s + self.times.exchange_s
@@ -191,6 +201,7 @@ class Engine:
         spent_s = self.times.kernels_s + self.times.exchange_s - spent_s
         self.times.coordinator_s += time.perf_counter() - started_s - spent_s
         self.times.n_steps += 1
+        self._busy_until_s = time.monotonic() + IDLE_AFTER_S
         return answer
 
     def _walk(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import zmq
 
+from agent.curve import ServerCurve, peer_key
 from agent.frames import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
@@ -24,12 +25,13 @@ from agent.frames import (
 )
 from agent.ids import Epoch, Rank, RunId, Seq
 from agent.sockets import HOT, bind_port, set_options
+from coordinator.gate import Evictor
 from coordinator.gather import Gather
 from coordinator.phase_walk import MAX_SEQ, Stop, Walked
 from kernels.errors import AgentLostError, RemoteError, WireError
 from kernels.layout import round_up
 
-__all__ = ["HotLink", "Reply"]
+__all__ = ["HotLink", "HotPeer", "Reply"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,13 @@ class Reply(NamedTuple):
     slot: int
 
 
+class HotPeer(NamedTuple):
+    """The route that a member was told on its control link, and the key that it proved there."""
+
+    route: bytes
+    key: str = ""
+
+
 class HotLink:
     """The hot ROUTER of one run.
 
@@ -59,6 +68,7 @@ class HotLink:
         endpoint: where to bind; a tcp endpoint with port `*` takes a free one.
         run_id: the number of this run, part of every frame.
         lost_reason: returns why an agent of that rank is known to be gone, or "".
+        curve: the coordinator's keys; None speaks in clear.
     """
 
     def __init__(
@@ -67,14 +77,17 @@ class HotLink:
         endpoint: str,
         run_id: RunId,
         lost_reason: Callable[[Rank], str],
+        curve: ServerCurve | None = None,
     ) -> None:
         self._socket = context.socket(zmq.ROUTER)
-        set_options(self._socket, HOT)
+        set_options(self._socket, HOT, curve)
         self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * CHECK_S))
         self.port = bind_port(self._socket, endpoint)
         self._run_id = run_id
         self._lost_reason = lost_reason
+        self._evictor = Evictor(context, self._socket)
         self._routes: dict[Rank, bytes] = {}
+        self._peers: dict[Rank, HotPeer] = {}
         self._names: dict[Rank, str] = {}
         self.epoch = Epoch(0)
         self._gather = Gather()
@@ -113,11 +126,23 @@ class HotLink:
         """Route of each member, in rank order."""
         return [self._routes[rank] for rank in sorted(self._routes)]
 
-    def join(self, names: Sequence[str], epoch: Epoch, reply_bytes: int, deadline_s: float) -> None:
-        """Wait for the HELLO frame of every member of a new plan and learn their routes.
+    def evict(self, route: bytes) -> None:
+        """End the link of a member that is gone; safe from any thread."""
+        self._evictor.evict(route)
+
+    def join(
+        self,
+        names: Sequence[str],
+        peers: Sequence[HotPeer],
+        epoch: Epoch,
+        reply_bytes: int,
+        deadline_s: float,
+    ) -> None:
+        """Wait for the HELLO frame of every member of a new plan.
 
         Args:
             names: agent names in rank order.
+            peers: the route of each, and whose key must be behind it.
             epoch: the plan's epoch; frames of others are dropped from now on.
             reply_bytes: size of the largest reply, for which buffers are allocated.
             deadline_s: monotonic time to give up.
@@ -126,6 +151,7 @@ class HotLink:
             AgentLostError: a member did not dial the hot port in time.
         """
         self._names = {Rank(r): name for r, name in enumerate(names)}
+        self._peers = {Rank(r): peer for r, peer in enumerate(peers)}
         self.epoch = epoch
         self._routes = {}
         size = min(max(reply_bytes, 4096), MAX_FRAME_BYTES)
@@ -133,22 +159,29 @@ class HotLink:
         self.inbox = np.empty((len(names) + 1, round_up(size, 64)), np.uint8)
         self._slots = [row.data for row in self.inbox]
         while len(self._routes) < len(names):
-            got = self._receive(self._slots[0])
-            if got is not None and got[1].type == FrameType.HELLO:
-                self._on_hello(*got)
-            elif time.monotonic() > deadline_s:
-                missing = ", ".join(n for r, n in self._names.items() if r not in self._routes)
+            self._await_hello()
+            missing = ", ".join(n for r, n in self._names.items() if r not in self._routes)
+            if missing and time.monotonic() > deadline_s:
                 raise AgentLostError(
                     f"no hot link from agent {missing} in time; can it reach port {self.port}?"
                 )
             self._raise_if_lost(self._names)
 
-    def _on_hello(self, route: bytes, header: Header) -> None:
-        """Learn a member's route, if it is the agent that the plan has under that rank."""
-        if route.split(b"/")[0].decode(errors="replace") == self._names.get(header.rank):
-            self._routes[header.rank] = route
-        else:
-            self._drop("a HELLO under another agent's rank")
+    def _await_hello(self) -> None:
+        """Take one frame; accept a member's HELLO if its route and key are those of that rank."""
+        try:
+            route = self._socket.recv(copy=False)
+            n_bytes = self._socket.recv_into(self._slots[0])
+        except zmq.Again:
+            return
+        more = bool(self._socket.getsockopt(RCVMORE))
+        got = self._check(route.bytes, n_bytes, self._slots[0], more)
+        if got is not None and got[1].type is FrameType.HELLO:
+            rank = got[1].rank
+            if self._peers.get(rank) == HotPeer(route.bytes, peer_key(route)):
+                self._routes[rank] = route.bytes
+            else:
+                self._drop("a HELLO under another agent's rank")
 
     def watch(self, seq: Seq) -> None:
         """Let the next exchange fail if a member answers frame `seq`, sent before, by ERROR."""
@@ -308,7 +341,8 @@ class HotLink:
                 raise self._lost(rank, reason)
 
     def _closed(self, rank: Rank, error: zmq.ZMQError) -> AgentLostError:
-        return self._lost(rank, f"its hot link is closed ({error.strerror})")
+        why = self._lost_reason(rank) or f"its hot link is closed ({error.strerror})"
+        return self._lost(rank, why)
 
     def _lost(self, rank: Rank, why: str) -> AgentLostError:
         name = self._names.get(rank, f"rank {rank}")

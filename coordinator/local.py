@@ -13,8 +13,11 @@ import time
 from pathlib import Path
 from typing import IO
 
+from agent.curve import new_key_pair
 from agent.ids import AgentName
+from agent.join_file import JoinInfo, encode_join_info
 from agent.resources import usable_cores
+from coordinator.gate import Gate
 from kernels.errors import ResourceError
 
 __all__ = ["MAX_LOCAL_AGENTS", "LocalAgents", "local_names"]
@@ -28,6 +31,14 @@ def local_names(n_agents: int) -> list[AgentName]:
     return [AgentName(f"local-{i + 1}") for i in range(n_agents)]
 
 
+def _filled_pipe(data: bytes) -> int:
+    """Return the reading end of a pipe that holds a page of data at most, and then ends."""
+    read_fd, write_fd = os.pipe()
+    os.write(write_fd, data)
+    os.close(write_fd)
+    return read_fd
+
+
 class LocalAgents:
     """N agent processes that dial the coordinator over loopback.
 
@@ -37,6 +48,7 @@ class LocalAgents:
         model_dir: the model directory, which they map instead of pulling its atoms.
         verbose: let them log at INFO level.
         pin: let each keep its hot thread on a core of its own.
+        gate: lets them in with throw-away keys, handed over by pipes; None: links in clear.
 
     Attributes:
         n_threads: kernel threads of each agent, the cores shared out.
@@ -49,10 +61,12 @@ class LocalAgents:
         model_dir: Path,
         verbose: bool = False,
         pin: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         self.n_threads = max(1, usable_cores() // n_agents)
         self._verbose = verbose
         self._pin = pin
+        self._gate = gate
         self._model_dir = model_dir.resolve()
         self._coordinator = f"tcp://127.0.0.1:{control_port}"
         self._read_fd, self._write_fd = os.pipe()
@@ -73,18 +87,34 @@ class LocalAgents:
             "--threads", str(self.n_threads), "--model-dir", str(self._model_dir),
             "--leave-with-fd", str(self._read_fd),
         ]  # fmt: skip
+        fds = [self._read_fd]
+        if self._gate is not None:
+            # Neither arguments nor environment are secret, and a file would have to be removed.
+            fds.append(_filled_pipe(self._let_in(name, self._gate)))
+            command += ["--join-fd", str(fds[-1])]
         command += ["-v"] * self._verbose + ["--pin"] * self._pin
         self._logs[name] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close())
-        self._processes[name] = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=None if self._verbose else self._logs[name],
-            env={**os.environ, "PYTHONPATH": path},
-            pass_fds=[self._read_fd],
-            # Ctrl-C at the terminal is for the coordinator, which then ends its agents.
-            start_new_session=True,
-        )
+        try:
+            self._processes[name] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None if self._verbose else self._logs[name],
+                env={**os.environ, "PYTHONPATH": path},
+                pass_fds=fds,
+                # Ctrl-C at the terminal is for the coordinator, which then ends its agents.
+                start_new_session=True,
+            )
+        finally:
+            for fd in fds[1:]:
+                os.close(fd)
+
+    def _let_in(self, name: AgentName, gate: Gate) -> bytes:
+        """Make a key pair for an agent, let it in, and return its join file."""
+        pair, server_key = new_key_pair(), gate.curve.own.public
+        gate.add(name, pair.public)
+        info = JoinInfo(name, self._coordinator, server_key, pair.public, pair.secret)
+        return encode_join_info(info)
 
     @property
     def pids(self) -> dict[AgentName, int]:

@@ -1,6 +1,7 @@
 """The `plan` verb: who would hold what, in how much memory, how fast, and what it beat.
 
 Nothing is started and nothing moves. With --json the plan itself, ready for `run --plan FILE`.
+With --attach it is the plan that the running coordinator has in force.
 """
 
 import argparse
@@ -16,13 +17,15 @@ from agent.resources import available_memory_bytes, memory_budget_bytes, usable_
 from agent.share import WireFormat
 from agent.shell import parse_size_bytes
 from agent.speed import measure_bytes_per_s
+from coordinator.admin_client import find_coordinator
+from coordinator.admin_messages import GetPlan, LivePlan
 from coordinator.cluster_args import read_plan
 from coordinator.cluster_options import checked_context
 from coordinator.local import MAX_LOCAL_AGENTS, local_names
 from coordinator.plan import check_model, check_plan, encode_plan
 from coordinator.planner import Link, Offer, Planned, PlanRequest, assess, make_plan
 from coordinator.report import HEADINGS, format_bytes, format_table, placement_rows
-from kernels.errors import InputError
+from kernels.errors import InputError, RemoteError, UsageError
 from kernels.layout import Geometry
 from weights.demo import demo_path
 from weights.directory import ModelDirectory
@@ -59,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hop-ms", type=float, default=0.3, help="one-way delay (0.3)")
     parser.add_argument("--link-mbit", type=float, default=940.0, help="goodput, Mbit/s (940)")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--attach", type=int, nargs="?", const=0, metavar="PORT",
+        help="show the plan in force of the coordinator that `headwise serve` runs here",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         HeadwiseError: the model does not fit, or an input is wrong.
     """
+    if args.attach is not None:
+        return _show_live(args)
     with ModelDirectory.open(args.model or demo_path()) as directory:
         geometry = directory.geometry
         ctx = checked_context(args.ctx, directory)
@@ -85,6 +94,22 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(encode_plan(planned.plan).decode())
     else:
         print(_describe(planned, geometry, link, ctx))
+    return 0
+
+
+def _show_live(args: argparse.Namespace) -> int:
+    others = {"model": args.model, "plan": args.plan, "ctx": args.ctx, "kv": args.kv}
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise UsageError(f"--{given[0]} is not for the plan in force; leave out it or --attach")
+    with find_coordinator(args.attach or None) as client:
+        reply = client.answer(GetPlan())
+    if not isinstance(reply, LivePlan):
+        raise RemoteError("the coordinator answers something else; is it another version?")
+    if args.json:
+        sys.stdout.write(encode_plan(reply.plan).decode())
+    else:
+        print(f"{reply.text}\n\nplan epoch {reply.epoch}, in force")
     return 0
 
 

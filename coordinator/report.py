@@ -1,17 +1,22 @@
 """What people read about a cluster: who holds what, and how fast it went."""
 
+from typing import TYPE_CHECKING
+
 from agent.share import AtomRange, count_atoms, indices
-from coordinator.cluster import Cluster
 from coordinator.plan import Member, Plan, Stage, member_weights_bytes
 from coordinator.results import Result
 from kernels.layout import COLUMNS_PER_ATOM, VOCAB_ROWS_PER_ATOM, Geometry
+
+if TYPE_CHECKING:
+    # Kernels take a second to import; `status` and others need tables only.
+    from coordinator.cluster import Cluster
 
 __all__ = ["format_bytes", "format_table", "placement_rows", "placement_table", "speed_line"]
 
 HEADINGS = ["agent", "layers", "head groups", "query heads", "MLP columns", "vocabulary", "weights"]
 
 
-def placement_table(cluster: Cluster) -> str:
+def placement_table(cluster: "Cluster") -> str:
     """Return the plan in force as a table, one line an agent."""
     assert cluster.plan is not None
     return format_table([HEADINGS, *placement_rows(cluster.plan, cluster.directory.geometry)])

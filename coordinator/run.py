@@ -1,20 +1,23 @@
 """The `run` verb: one prompt, its text on stdout as it arrives.
 
-Text goes to stdout; everything else (placement, speed, errors) to stderr. With --json stdout
-holds nothing but the JSON object, and the text streams to stderr. Also `python -m coordinator`.
+The text comes from the coordinator that runs on this machine, or from a cluster of this process.
+It goes to stdout; everything else (placement, speed, errors) to stderr. With --json stdout holds
+nothing but the JSON object, and the text streams to stderr. Also `python -m coordinator`.
 """
 
 import argparse
 import sys
-from typing import TextIO
+from collections.abc import Iterator
+from typing import Protocol, TextIO
 
 import msgspec
 
-from coordinator.cluster import Cluster
+from coordinator.admin_messages import Generate
+from coordinator.attach import RemoteText, add_attach_argument, attach
 from coordinator.cluster_args import add_cluster_arguments, cluster_options
-from coordinator.generation import Generation
-from coordinator.report import placement_table, speed_line
-from coordinator.results import Result
+from coordinator.plan import Plan
+from coordinator.report import speed_line
+from coordinator.results import Result, Token
 from coordinator.sampling import SamplingOptions
 from coordinator.stops import StopMatcher
 from kernels.errors import PromptError
@@ -36,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.add_argument("--stats", action="store_true", help="print placement and speed on stderr")
     add_sampling_arguments(parser)
+    add_attach_argument(parser)
     add_cluster_arguments(parser)
 
 
@@ -76,39 +80,66 @@ def run(args: argparse.Namespace) -> int:
     StopMatcher(args.stop)
     if args.max_tokens < 1:
         raise PromptError(f"max tokens is {args.max_tokens}; ask for at least 1")
-    with Cluster(**cluster_options(args)) as cluster:
-        if args.stats:
-            print(placement_table(cluster), file=sys.stderr, flush=True)
-        generation = cluster.generate(
-            prompt,
-            prompt_ids=prompt_ids,
-            max_tokens=args.max_tokens,
-            options=options,
-            stop=args.stop,
-        )
-        out = sys.stderr if args.json else sys.stdout
-        if args.echo and prompt:
-            _write(out, prompt)
-        result = _stream(out, generation, cluster.tokenizer is not None)
-        if args.stats:
-            print(speed_line(result), file=sys.stderr)
-        if args.json:
-            print(_json_line(result, cluster))
+    ask = Generate(prompt, prompt_ids, args.max_tokens, options, args.stop, args.wait_s)
+    client = attach(args)
+    if client is not None:
+        with client:
+            _print(args, prompt, RemoteText(client, ask))
+    else:
+        # Kernels take a second to import; whoever attaches does without them.
+        from coordinator.cluster import Cluster
+        from coordinator.local_text import LocalText
+
+        with Cluster(**cluster_options(args)) as cluster:
+            _print(args, prompt, LocalText(cluster, ask))
     return 0
 
 
-def _stream(out: TextIO, generation: Generation, has_text: bool) -> Result:
+class _Text(Protocol):
+    """A text that is being written, wherever that happens."""
+
+    placement: str
+    has_text: bool
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan it was written under."""
+
+    def __iter__(self) -> Iterator[Token]: ...
+
+    def close(self) -> None:
+        """End it, finished or not."""
+
+    def result(self) -> Result:
+        """Return all that was written."""
+
+
+def _print(args: argparse.Namespace, prompt: str | None, text: _Text) -> None:
+    """Print a text as it arrives, and what else the options ask for."""
+    if args.stats:
+        print(text.placement, file=sys.stderr, flush=True)
+    out = sys.stderr if args.json else sys.stdout
+    if args.echo and prompt:
+        _write(out, prompt)
+    result = _stream(out, text)
+    if args.stats:
+        print(speed_line(result), file=sys.stderr)
+    if args.json:
+        print(_json_line(result, text.plan))
+
+
+def _stream(out: TextIO, text: _Text) -> Result:
     """Print tokens as they arrive; ids, space-separated, for a model without a tokenizer."""
     began = False
     try:
-        for token in generation:
-            _write(out, token.text if has_text else f"{token.id} ")
+        for token in text:
+            _write(out, token.text if text.has_text else f"{token.id} ")
             began = True
     finally:
-        generation.close()
+        text.close()
         if began:
             print(file=out, flush=True)
-    return generation.result()
+    return text.result()
 
 
 def _write(out: TextIO, text: str) -> None:
@@ -117,9 +148,9 @@ def _write(out: TextIO, text: str) -> None:
         out.flush()
 
 
-def _json_line(result: Result, cluster: Cluster) -> str:
+def _json_line(result: Result, plan: Plan | None) -> str:
     fields = msgspec.to_builtins(result)
-    fields["plan"] = msgspec.to_builtins(cluster.plan)
+    fields["plan"] = msgspec.to_builtins(plan)
     return msgspec.json.encode(fields).decode()
 
 

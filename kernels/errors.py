@@ -4,7 +4,8 @@ HeadwiseError
 ├── InputError          what the user handed over is wrong: fix the input
 │   ├── ModelError      model files: config, safetensors, manifest, atoms, tokenizer
 │   ├── PlanError       a plan that misses, doubles or cannot hold atoms
-│   └── PromptError     prompt or sampling options
+│   ├── PromptError     prompt or sampling options
+│   └── UsageError      options that do not go together
 ├── ResourceError       this machine or cluster has too little: memory, disk, KV pages
 └── RemoteError         another process failed: agents, links, protocol
     ├── AgentLostError  an agent died, froze or was cut off
@@ -24,6 +25,7 @@ __all__ = [
     "PromptError",
     "RemoteError",
     "ResourceError",
+    "UsageError",
     "WireError",
 ]
 
@@ -46,6 +48,10 @@ class PlanError(InputError):
 
 class PromptError(InputError):
     """A prompt or sampling option that cannot be served."""
+
+
+class UsageError(InputError):
+    """Options of a command that do not go together; its exit code is 2."""
 
 
 class ResourceError(HeadwiseError):

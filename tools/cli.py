@@ -1,7 +1,7 @@
 """The `headwise` command: one verb each, imported only when it is used.
 
-A verb module offers `add_arguments(parser)` and `run(args) -> int`. A missing extra gives the
-pip command that adds it.
+A verb module offers `add_arguments(parser)` and `run(args) -> int`, or a table `VERBS` of several
+verbs. A missing extra gives the pip command that adds it.
 """
 
 import importlib
@@ -16,7 +16,14 @@ __all__ = ["VERBS", "main"]
 # verb: (module, extra it needs, one line of help)
 VERBS: dict[str, tuple[str, str, str]] = {
     "run": ("coordinator.run", "run", "generate text on a cluster of agents"),
+    "serve": ("coordinator.serve", "run", "keep a coordinator that agents and clients come to"),
+    "status": ("coordinator.status_verb", "run", "show agents, what they hold and how it goes"),
+    "drain": ("coordinator.admin_verbs", "run", "free an agent of its work"),
+    "undrain": ("coordinator.admin_verbs", "run", "let a drained agent have work again"),
+    "stop": ("coordinator.admin_verbs", "run", "end the coordinator that runs on this machine"),
     "agent": ("agent.main", "", "offer this board's memory and cores to a coordinator"),
+    "keys": ("coordinator.keys_verb", "run", "say which agents may join"),
+    "cache": ("agent.cache_verb", "", "list, verify or remove models pulled to this board"),
     "plan": ("coordinator.plan_verb", "run", "show who would hold what, and how fast"),
     "verify": ("coordinator.verify", "run", "check that placement does not change the words"),
     "convert": ("tools.convert", "convert", "make a headwise model from a Hugging Face directory"),
@@ -47,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    verb = (module.add_arguments, module.run)
+    several = getattr(module, "VERBS", {})
+    verb = several.get(words[0]) or (module.add_arguments, module.run)
     return run_verb(f"headwise {words[0]}", f"{text.capitalize()}.", verb, words[1:])
 
 

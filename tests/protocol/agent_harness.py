@@ -124,6 +124,7 @@ class TinyCoordinator:
         self.control = self._router(CONTROL, f"tcp://127.0.0.1:{control_port or '*'}")
         self.hot = self._router(HOT, "tcp://127.0.0.1:*")
         self.bulk = BulkServer(self.context, "tcp://127.0.0.1:*", run_id, directory)
+        self.bulk.grant(b"", self.bulk.object_ids, 600.0)
         self.port = self._port(self.control)
         self.routes = {}
         self.seen = []

@@ -6,8 +6,10 @@ import numpy as np
 
 from agent.bulk import Library
 from agent.cache import CacheEntry
+from agent.cache_store import CacheStore
 from agent.messages import BulkRequest
-from agent.store import CacheStore
+from agent.pull import Chunk
+from agent.puller import Sink
 
 PLENTY = 1 << 30
 
@@ -28,14 +30,31 @@ class Pulls:
         self.stop, self.error = stop, error
         self.names = []
 
-    def __call__(self, wanted, take):
+    def __call__(self, wanted, sink):
         for want in wanted:
             if len(self.names) == self.stop:
                 raise self.error
             self.names.append(want.object_id)
             reply, data = self.library.answer(BulkRequest(1, want.object_id, 0, want.n_bytes))
             assert reply.error == ""
-            take(want, bytearray(data))
+            sink.keep(Chunk(want, 0, data))
+            sink.take(want, bytearray(data))
+
+
+class Between(Sink):
+    """Stands between a puller and its sink."""
+
+    def __init__(self, sink):
+        self.sink = sink
+
+    def resume(self, wanted):
+        return self.sink.resume(wanted)
+
+    def keep(self, chunk):
+        self.sink.keep(chunk)
+
+    def take(self, wanted, data):
+        self.sink.take(wanted, data)
 
 
 def cached(model, root, **changes):

@@ -193,7 +193,7 @@ def test_assignments_that_cannot_be_carried_out_are_refused(directory, tmp_path)
         assert "this agent offers 153600 bytes" in failed.reason
         small = {"vocab": (0, 0), "context_tokens": 64, "kv_tokens": 64, "n_contexts": 1}
         cases = [
-            (small | {"model_id": "0" * 32}, "unknown object"),
+            (small | {"model_id": "0" * 32}, "does not grant the manifest"),
             (small | {"model_id": "../../etc"}, "is no hash"),
             (small | {"groups": (1, 2)}, "head group of layer 0s 1 to 2"),
             (small | {"columns": (0, 1 << 40)}, "beyond the model's 4"),

@@ -7,10 +7,12 @@ import threading
 import numpy as np
 import pytest
 
-from agent.bulk import Cancelled, Library
+from agent.bulk import Library
 from agent.cache import CacheEntry, default_cache_root
+from agent.cache_store import CacheStore
 from agent.messages import BulkRequest
-from agent.store import CacheStore, DirectoryStore, find_directory
+from agent.puller import Cancelled
+from agent.store import DirectoryStore, find_directory
 from kernels.errors import ModelError
 from tests.protocol.agent_harness import make_model
 from tests.protocol.store_harness import PLENTY, Pulls, all_atoms, cached, check_atoms, ensure
@@ -39,7 +41,7 @@ def test_atoms_are_pulled_once_and_found_again(model, atoms, tmp_path):
     assert ensure(again, atoms, Pulls(model, 0, AssertionError())) == (0, total_bytes)
     check_atoms(again, model, atoms)
     assert sorted(p.name for p in again._entry.directory.iterdir()) == [
-        "journal", "lock", "weights.bin",
+        "chunks", "journal", "lock", "users", "weights.bin",
     ]  # fmt: skip
 
 

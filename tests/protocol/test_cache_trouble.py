@@ -10,7 +10,7 @@ import pytest
 from agent.cache import CacheEntry
 from kernels.errors import ResourceError
 from tests.protocol.agent_harness import make_model
-from tests.protocol.store_harness import Pulls, all_atoms, cached, check_atoms, ensure
+from tests.protocol.store_harness import Between, Pulls, all_atoms, cached, check_atoms, ensure
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,11 @@ class FullDisk(CacheEntry):
     n_left = 5
     errno = errno.ENOSPC
 
-    def write(self, atom, data):
+    def write(self, atom, offset, data):
         if self.n_left == 0:
             raise OSError(self.errno, os.strerror(self.errno))
         self.n_left -= 1
-        super().write(atom, data)
+        super().write(atom, offset, data)
 
 
 def test_a_full_disk_means_running_from_memory(model, atoms, tmp_path, caplog):
@@ -76,17 +76,17 @@ def test_a_cache_that_goes_away_means_running_from_memory(model, atoms, tmp_path
 def test_a_cache_deleted_under_an_agent_is_survived(model, atoms, tmp_path, when):
     store, pulls = cached(model, tmp_path), Pulls(model)
 
-    def pull(wanted, take):
-        n_taken = 0
+    class Deleting(Between):
+        n_kept = 0
 
-        def take_and_delete(want, data):
-            nonlocal n_taken
-            if n_taken == (0 if when == "before the first write" else 3):
+        def keep(self, chunk):
+            if self.n_kept == (0 if when == "before the first write" else 3):
                 shutil.rmtree(tmp_path / "models", ignore_errors=True)
-            n_taken += 1
-            take(want, data)
+            self.n_kept += 1
+            super().keep(chunk)
 
-        pulls(wanted, take_and_delete)
+    def pull(wanted, sink):
+        pulls(wanted, Deleting(sink))
 
     if when == "before the lock":
         shutil.rmtree(tmp_path / "models")
@@ -112,7 +112,8 @@ def test_a_failed_sync_is_not_made_good_by_the_next(model, atoms, tmp_path, monk
     entry = CacheEntry(tmp_path, model.model_id)
     assert entry.try_lock()
     entry.map_weights(model.manifest.weights_bytes)
-    entry.write(atoms[0], model.atom_bytes(atoms[0]).tobytes())
+    entry.write(atoms[0], 0, model.atom_bytes(atoms[0]).tobytes())
+    entry.finish(atoms[0])
     results = [OSError(errno.EIO, "no sync"), None]
 
     def fail_once(fd):

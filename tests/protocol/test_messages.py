@@ -1,5 +1,4 @@
 import contextlib
-import json
 
 import msgpack
 import msgspec
@@ -73,9 +72,17 @@ def test_bulk_messages_round_trip(message):
     assert decode_bulk_message(encode(message)) == message
 
 
+def normal(value):
+    """Return a value with every tuple as a list."""
+    if isinstance(value, dict):
+        return {key: normal(item) for key, item in value.items()}
+    return [normal(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 @given(st.one_of(AGENT, COORDINATOR, BULK))
 def test_another_messagepack_library_reads_the_same(message):
-    assert msgpack.unpackb(encode(message)) == json.loads(msgspec.json.encode(message))
+    builtins = msgspec.to_builtins(message, builtin_types=(bytes,))
+    assert normal(msgpack.unpackb(encode(message))) == normal(builtins)
 
 
 @given(st.one_of(AGENT, COORDINATOR, BULK), st.data())

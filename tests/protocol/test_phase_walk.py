@@ -27,7 +27,7 @@ from agent.native import PLAIN_VARIABLE
 from agent.share import AtomRange, LayerShare
 from coordinator import engine as engine_module
 from coordinator.engine import Engine, Rows
-from coordinator.hot_link import HotLink
+from coordinator.hot_link import HotLink, HotPeer
 from coordinator.plan import Member, Plan, Stage
 from kernels.errors import AgentLostError, RemoteError
 from kernels.layout import Geometry, WeightFormat
@@ -149,7 +149,8 @@ class Rig:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.link = HotLink(self.context, "tcp://127.0.0.1:*", RUN, lost or (lambda _: ""))
         self.members = [FakeMember(r, self.link.port, script) for r in range(len(NAMES))]
-        self.link.join(NAMES, EPOCH, HEADER_BYTES + 4 * 8 * D, time.monotonic() + 20)
+        peers = [HotPeer(f"{name}/1".encode()) for name in NAMES]
+        self.link.join(NAMES, peers, EPOCH, HEADER_BYTES + 4 * 8 * D, time.monotonic() + 20)
         self.engine = Engine(self.link, plan(wire), GEOMETRY, RUN, EPOCH, max_rows=8)
 
     def step(self, n_rows: int = 1, seed: int = 0) -> np.ndarray:

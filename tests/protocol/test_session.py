@@ -107,6 +107,26 @@ def test_retries_back_off_with_jitter():
     assert len(set(waits)) == len(waits)
 
 
+def test_a_rejection_is_said_once_and_tried_again_with_a_new_socket():
+    session, now_s, said = fresh(), 0.0, []
+    for reason in ["no keys", "no keys", "no keys", "other key", "no keys"]:
+        assert session.on_event(ev.Tick(), now_s) == [ev.Dial()]
+        actions = session.on_event(ev.Rejected(reason), now_s)
+        assert actions[-1] == ev.HangUp()
+        said.append(len(actions) == 2)
+        now_s = session.next_due_s()
+    assert said == [True, False, False, True, True]
+    assert "cannot join the coordinator at tcp://c:1: no keys." in session._complaint
+    # After a link that worked it is news again; while there is one it cannot come.
+    session.on_event(ev.Tick(), now_s)
+    session.on_event(ev.LinkUp(), now_s)
+    session.on_event(ev.Received(WELCOME), now_s)
+    assert session.on_event(ev.Rejected("no keys"), now_s) == []
+    session.on_event(ev.LinkLost("x"), now_s)
+    session.on_event(ev.Tick(), session.next_due_s())
+    assert isinstance(session.on_event(ev.Rejected("no keys"), now_s + 9)[0], ev.Warn)
+
+
 def test_a_new_assignment_takes_the_place_of_one_that_is_loading():
     session = joined()
     session.on_event(ev.Received(assignment(1)), 1.0)
@@ -228,8 +248,8 @@ def test_stop_says_bye_where_somebody_listens():
 
 
 LINK_EVENTS = [
-    ev.LinkUp(), ev.LinkLost("x"), ev.Received(WELCOME), ev.Received(Shutdown("x")),
-    ev.Received(Refused("x", True)),
+    ev.LinkUp(), ev.LinkLost("x"), ev.Rejected("x"), ev.Received(WELCOME),
+    ev.Received(Shutdown("x")), ev.Received(Refused("x", True)),
 ]  # fmt: skip
 
 

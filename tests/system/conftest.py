@@ -27,6 +27,15 @@ ENDLESS_CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runtime_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A place for admin sockets, so that `run` does not attach to a coordinator of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("run")
+        patch.setenv("XDG_RUNTIME_DIR", str(path))
+        yield path
+
+
 @pytest.fixture(scope="session")
 def stories() -> Path:
     """stories260K's Hugging Face directory and references."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 import coordinator.assign
-import coordinator.cluster
+import coordinator.installer
 from agent.ids import AgentName
 from agent.share import Assignment
 from coordinator.cluster import Cluster
@@ -101,7 +101,7 @@ def test_a_planted_placement_bug_is_found(
         told = assignments(*args, **options)
         return bug(told) if len(told) > 1 else told
 
-    monkeypatch.setattr(coordinator.cluster, "assignments", planted)
+    monkeypatch.setattr(coordinator.installer, "assignments", planted)
     words = ["verify", "--agents", "1,2", "--placements", "0", "-n", "24"]
     assert main(words) == 1
     *lines, last = capsys.readouterr().out.splitlines()

@@ -15,12 +15,17 @@ PURE_FILES = [
     *(
         ROOT / "coordinator" / f"{name}.py"
         for name in (
-            "admission", "assign", "balance", "cost", "fill", "gather", "membership",
+            "admission", "assign", "balance", "cost", "fill", "gather", "identity", "membership",
             "membership_events", "plan", "planner", "random_plan", "sampling", "schedule", "stops",
-            "subset",
+            "subset", "supervisor",
         )
     ),
-    *(ROOT / "agent" / f"{name}.py" for name in ("session", "events", "kv", "frames", "messages")),
+    *(
+        ROOT / "agent" / f"{name}.py"
+        for name in (
+            "events", "frames", "grants", "kv", "messages", "pull", "session", "window",
+        )
+    ),
 ]  # fmt: skip
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80

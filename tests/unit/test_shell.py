@@ -73,15 +73,21 @@ def test_a_missing_extra_names_the_pip_command() -> None:
 @pytest.mark.parametrize("bind", ["7070", "tcp://127.0.0.1", "tcp://:70", "udp://127.0.0.1:7070"])
 def test_an_endpoint_that_cannot_be_bound(bind: str) -> None:
     with pytest.raises(InputError, match="write it like"):
-        endpoints(bind, insecure=False)
+        endpoints(bind, has_keys=True)
 
 
-def test_beyond_loopback_needs_consent() -> None:
-    with pytest.raises(InputError, match="--insecure"):
-        endpoints("tcp://0.0.0.0:7070", insecure=False)
-    assert endpoints("tcp://0.0.0.0:7070", insecure=True) == (
-        "tcp://0.0.0.0:7070", "tcp://0.0.0.0:7071", "tcp://0.0.0.0:7072",
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.10", "[::]", "[fe80::1%eth0]", "pi.lan"])
+def test_beyond_loopback_needs_keys(host: str) -> None:
+    with pytest.raises(InputError, match="headwise keys init"):
+        endpoints(f"tcp://{host}:7070", has_keys=False)
+    assert endpoints(f"tcp://{host}:7070", has_keys=True) == (
+        f"tcp://{host}:7070", f"tcp://{host}:7071", f"tcp://{host}:7072",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "[::1]"])
+def test_loopback_does_without_keys(host: str) -> None:
+    assert endpoints(f"tcp://{host}:70", has_keys=False)[2] == f"tcp://{host}:72"
 
 
 def test_tables_and_sizes_for_people() -> None:

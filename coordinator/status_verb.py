@@ -1,0 +1,107 @@
+"""The `status` verb: who is here, what they hold, and how it goes."""
+
+import argparse
+import sys
+import time
+
+import msgspec
+
+from coordinator.admin_client import find_coordinator
+from coordinator.admin_messages import GetStatus
+from coordinator.admin_verbs import add_port_argument
+from coordinator.report import format_bytes, format_table
+from coordinator.status import AgentStatus, Status
+from kernels.errors import InputError, RemoteError
+
+__all__ = ["add_arguments", "describe", "run"]
+
+HEADINGS = [
+    "agent", "state", "free / offered", "weights", "KV", "groups", "columns", "vocabulary",
+    "round trip", "version",
+]  # fmt: skip
+CLEAR_SCREEN = "\x1b[H\x1b[2J"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `headwise status`."""
+    add_port_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=1.0, metavar="S",
+        help="print anew every S seconds (1), until Ctrl-C",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status and return the exit code.
+
+    Raises:
+        HeadwiseError: no coordinator runs, or it does not answer.
+    """
+    if args.watch is not None and not 0.1 <= args.watch <= 3600.0:
+        raise InputError(f"--watch {args.watch:g}; 0.1 to 3600 seconds are possible")
+    while True:
+        status = _ask(args.port)
+        if args.json:
+            print(msgspec.json.encode(status).decode(), flush=True)
+        else:
+            clear = CLEAR_SCREEN if args.watch is not None and sys.stdout.isatty() else ""
+            print(clear + describe(status), flush=True)
+        if args.watch is None:
+            return 0
+        time.sleep(args.watch)
+
+
+def _ask(port: int | None) -> Status:
+    with find_coordinator(port) as client:
+        reply = client.answer(GetStatus())
+        if not isinstance(reply, Status):
+            raise RemoteError("the coordinator answers something else; is it another version?")
+        return reply
+
+
+def describe(status: Status) -> str:
+    """Return the status as text for people."""
+    s = status
+    agents = [agent for agent in s.agents if agent.state not in ("lost", "left")]
+    lines = [
+        f"model {s.model} ({s.model_id[:12]}), port {s.port}, pid {s.pid}, run {s.run_id}",
+        f"{s.state}, up {_duration(s.uptime_s)}, plan epoch {s.epoch or '-'}, version {s.software}",
+        f"agents: {len(agents)} here, {s.min_agents} needed; frames dropped: {s.n_frames_dropped}",
+        f"requests: {s.n_served} served, {s.n_failed} failed, {s.n_waiting} waiting",
+    ]
+    if s.problem:
+        lines.append(f"problem: {s.problem}")
+    if s.agents:
+        lines += ["", format_table([HEADINGS, *map(_cells, s.agents)])]
+        lines += [f"{a.name}: {a.reason}" for a in s.agents if a.reason]
+    return "\n".join(lines)
+
+
+def _cells(agent: AgentStatus) -> list[str]:
+    state = agent.state
+    if agent.loading_percent is not None:
+        state += f" {agent.loading_percent:.0f} %"
+    free = "-" if agent.memory_free_bytes is None else format_bytes(agent.memory_free_bytes)
+    trip = "-" if agent.round_trip_s is None else f"{1000 * agent.round_trip_s:.2f} ms"
+    return [
+        agent.name,
+        state,
+        f"{free} / {format_bytes(agent.memory_offered_bytes)}",
+        format_bytes(agent.weights_bytes),
+        format_bytes(agent.kv_bytes),
+        str(agent.n_head_groups),
+        str(agent.n_columns),
+        str(agent.n_vocab_rows),
+        trip,
+        agent.software or "-",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h} h"
+    return f"{h} h {m} min" if h else f"{m} min {s} s" if m else f"{s} s"

@@ -1,0 +1,281 @@
+"""When to plan: the long-lived coordinator's decisions as a state machine, events in, actions out.
+
+Agents come and go. With enough of them here and no plan in force, one is made and installed; a
+plan whose member is gone is dropped and another one made with who is left; a new agent is used,
+and a drained one freed, at the next moment nobody is being served. Every change settles first:
+boards that share a switch or a power strip come and go together. Pure: `serve` owns the clock,
+the agents and the plan, and carries the actions out.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from agent.ids import AgentName, Epoch
+
+__all__ = [
+    "Action",
+    "AgentsHere",
+    "Drain",
+    "DropPlan",
+    "Event",
+    "Install",
+    "InstallFailed",
+    "Installed",
+    "RequestBegan",
+    "RequestEnded",
+    "Seen",
+    "Supervisor",
+    "Tick",
+    "Undrain",
+    "Wait",
+]
+
+SETTLE_S = 1.0
+# Somebody who comes and goes for ever shall not keep the others from being used.
+MAX_SETTLES = 10
+MIN_RETRY_S = 2.0
+MAX_RETRY_S = 60.0
+
+
+class Seen(NamedTuple):
+    """One agent that is here; `ready_epoch` is the plan it is ready to serve, 0 = none."""
+
+    name: AgentName
+    ready_epoch: Epoch = Epoch(0)
+
+
+# Events.
+
+
+class AgentsHere(NamedTuple):
+    """Who is here now, all of them."""
+
+    agents: tuple[Seen, ...]
+
+
+class Installed(NamedTuple):
+    """The plan asked for is in force; `members` hold a part of it."""
+
+    epoch: Epoch
+    members: frozenset[AgentName]
+
+
+class InstallFailed(NamedTuple):
+    """The plan asked for is not in force.
+
+    Attributes:
+        reason: for people.
+        culprits: agents that said themselves that they cannot carry out their part.
+        kept: the former plan is still in force: none could be made to replace it.
+    """
+
+    reason: str
+    culprits: frozenset[AgentName] = frozenset()
+    kept: bool = False
+
+
+class RequestBegan(NamedTuple):
+    """A request is being served: the plan must stay."""
+
+
+class RequestEnded(NamedTuple):
+    """It is over; `lost` says why a member could not be reached, "" = all answered."""
+
+    lost: str = ""
+
+
+class Drain(NamedTuple):
+    """Somebody wants this agent free of work, whether it is here or not."""
+
+    name: AgentName
+
+
+class Undrain(NamedTuple):
+    """This agent may be used again."""
+
+    name: AgentName
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+Event = (
+    AgentsHere | Installed | InstallFailed | RequestBegan | RequestEnded | Drain | Undrain | Tick
+)
+
+# Actions.
+
+
+class Install(NamedTuple):
+    """Plan with these agents, install it, and report `Installed` or `InstallFailed`."""
+
+    names: tuple[AgentName, ...]
+
+
+class DropPlan(NamedTuple):
+    """The plan in force cannot be served any more; release what is left of it."""
+
+    reason: str
+
+
+class Wait(NamedTuple):
+    """Nothing to do before this time, unless something happens; None = no time is known."""
+
+    until_s: float | None
+
+
+Action = Install | DropPlan | Wait
+
+
+class Supervisor:
+    """Decides about plans; one `on_event` at a time.
+
+    Args:
+        min_agents: how many agents a plan is made with at least.
+        settle_s: how long nobody may have come or gone before a plan is made.
+
+    Attributes:
+        problem: why the last plan could not be installed, "" = it could.
+    """
+
+    def __init__(self, min_agents: int, settle_s: float = SETTLE_S) -> None:
+        self._min_agents = min_agents
+        self._settle_s = settle_s
+        self._here: dict[AgentName, Epoch] = {}
+        self._drained: set[AgentName] = set()
+        self._set_aside: set[AgentName] = set()
+        self._epoch = Epoch(0)
+        self._members: frozenset[AgentName] = frozenset()
+        # Whom the plan in force was chosen from; some may have been left out of it.
+        self._chosen_from: frozenset[AgentName] = frozenset()
+        self._asked: frozenset[AgentName] | None = None
+        self._busy = False
+        self._lost = ""
+        self._changed_s = self._restless_s = float("-inf")
+        self._retry_s = MIN_RETRY_S
+        self._not_before_s = float("-inf")
+        self.problem = ""
+
+    @property
+    def in_force(self) -> bool:
+        """Whether requests can be served."""
+        return bool(self._epoch) and not self._broken()
+
+    @property
+    def drained(self) -> frozenset[AgentName]:
+        """Who shall not be used."""
+        return frozenset(self._drained)
+
+    @property
+    def set_aside(self) -> frozenset[AgentName]:
+        """Who could not carry out its part; used again after coming back, or after `Undrain`."""
+        return frozenset(self._set_aside)
+
+    @property
+    def usable(self) -> tuple[AgentName, ...]:
+        """Who is here and neither drained nor set aside, by name."""
+        return tuple(sorted(self._here.keys() - self._drained - self._set_aside))
+
+    @property
+    def n_missing(self) -> int:
+        """How many more agents a plan needs."""
+        return max(0, self._min_agents - len(self.usable))
+
+    def on_event(self, event: Event, now_s: float) -> list[Action]:
+        """Take in what happened at monotonic time now_s; return what to do, in order.
+
+        A `Wait` is always the last action, and the only one while a request or an install runs.
+        """
+        usable = self.usable
+        match event:
+            case AgentsHere(agents):
+                self._here = {a.name: a.ready_epoch for a in agents}
+                self._set_aside &= self._here.keys()
+            case Installed(epoch, members):
+                self._chosen_from = self._asked or frozenset()
+                self._epoch, self._members, self._asked = epoch, members, None
+                self._retry_s, self.problem = MIN_RETRY_S, ""
+                # Until the register is looked at again, they are what they have just reported.
+                self._here |= {name: epoch for name in members & self._here.keys()}
+            case InstallFailed():
+                self._on_failure(event, now_s)
+            case RequestBegan():
+                self._busy = True
+            case RequestEnded(lost):
+                self._busy, self._lost = False, self._lost or lost
+            case Drain(name):
+                self._drained.add(name)
+            case Undrain(name):
+                self._drained.discard(name)
+                self._set_aside.discard(name)
+        if self.usable != usable:
+            self._on_change(now_s)
+        return self._decide(now_s)
+
+    def _on_failure(self, event: InstallFailed, now_s: float) -> None:
+        asked, self._asked, self.problem = self._asked or frozenset(), None, event.reason
+        self._not_before_s = now_s + self._retry_s
+        self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
+        if event.kept:
+            # Not again only for who is new: the plan in force is as good as it gets.
+            self._chosen_from = asked
+            return
+        self._no_plan()
+        if len(asked - event.culprits) >= self._min_agents:
+            # One bad board shall not keep the others from serving.
+            self._set_aside |= event.culprits
+
+    def _on_change(self, now_s: float) -> None:
+        if now_s - self._changed_s > self._settle_s:
+            self._restless_s = now_s
+        self._changed_s = now_s
+        # Other agents, other chances.
+        self._retry_s, self._not_before_s = MIN_RETRY_S, float("-inf")
+
+    def _decide(self, now_s: float) -> list[Action]:
+        if self._busy or self._asked is not None:
+            return [Wait(None)]
+        actions: list[Action] = []
+        reason = self._reason_to_drop()
+        if reason:
+            self._no_plan()
+            actions.append(DropPlan(reason))
+        self._chosen_from &= frozenset(self._here)
+        if not self._wants_plan():
+            return [*actions, Wait(None)]
+        settled_s = min(
+            self._changed_s + self._settle_s, self._restless_s + MAX_SETTLES * self._settle_s
+        )
+        due_s = max(settled_s, self._not_before_s)
+        if now_s < due_s:
+            return [*actions, Wait(due_s)]
+        self._asked = frozenset(self.usable)
+        return [*actions, Install(self.usable), Wait(None)]
+
+    def _reason_to_drop(self) -> str:
+        if not self._epoch:
+            return ""
+        drained = self._members & self._drained
+        if drained and self.n_missing:
+            return f"agent {_listed(drained)} is drained and too few others are here"
+        return self._broken()
+
+    def _broken(self) -> str:
+        """Return why the plan in force cannot be served, or ""."""
+        gone = [n for n in sorted(self._members) if self._here.get(n) != self._epoch]
+        return f"agent {gone[0]!r} was lost" if gone else self._lost
+
+    def _wants_plan(self) -> bool:
+        if self.n_missing:
+            return False
+        usable = frozenset(self.usable)
+        return not self._epoch or bool(usable - self._chosen_from or self._members - usable)
+
+    def _no_plan(self) -> None:
+        self._epoch, self._lost = Epoch(0), ""
+        self._members = self._chosen_from = frozenset()
+
+
+def _listed(names: Iterable[AgentName]) -> str:
+    return ", ".join(map(repr, sorted(names)))
