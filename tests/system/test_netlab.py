@@ -1,0 +1,172 @@
+"""The README's cluster between emulated hosts, with what goes wrong on real ones. Needs root."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.processes import HEADWISE, ROOT, Command
+
+NETLAB = ROOT.parent / "shared" / "tools" / "netlab" / "netlab.py"
+PORT = "7070"
+TELLS_S = 10.0
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not NETLAB.exists(), reason="../shared/tools/netlab is not here"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+]
+
+
+def netlab(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(NETLAB), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[list[str]]:
+    """Three hosts on a switch; their addresses."""
+    if netlab("status").returncode == 0:
+        pytest.skip("another lab is up on this machine")
+    up = netlab("up", "--hosts", "3", "--rate", "1gbit", "--delay-ms", "0.3", "--overhead-us", "70")
+    try:
+        if up.returncode != 0:
+            pytest.skip(f"no lab can be made here: {up.stderr.strip()[-300:]}")
+        yield [netlab("addr", f"h{i}").stdout.strip() for i in (1, 2, 3)]
+    finally:
+        netlab("down")
+
+
+class Host:
+    """One host of the lab with a home directory of its own."""
+
+    def __init__(self, number: int, root: Path) -> None:
+        self.name = f"h{number}"
+        self.home = root / self.name
+        self.home.mkdir()
+        self._commands: list[Command] = []
+
+    def run(self, *words: str | Path) -> Command:
+        """Start a headwise command on this host."""
+        command = Command(
+            *words,
+            program=("ip", "netns", "exec", f"nlab-{self.name}", *HEADWISE),
+            env={
+                "HOME": str(self.home),
+                "XDG_CONFIG_HOME": str(self.home / "config"),
+                "XDG_RUNTIME_DIR": str(self.home),
+            },
+        )
+        self._commands.append(command)
+        return command
+
+    def ok(self, *words: str | Path) -> str:
+        """Run a command to its end and return its stdout."""
+        command = self.run(*words)
+        assert command.wait() == 0, command.stderr
+        return command.stdout
+
+    def close(self) -> None:
+        for command in self._commands:
+            command.close()
+
+
+@pytest.fixture
+def hosts(lab: list[str], tmp_path: Path) -> Iterator[list[Host]]:
+    hosts = [Host(i, tmp_path) for i in (1, 2, 3)]
+    yield hosts
+    for host in hosts:
+        host.close()
+        netlab("mend", host.name)
+
+
+def agent(host: Host, join: Path) -> Command:
+    return host.run("agent", "--join", join, "--threads", "1", "-v")
+
+
+def join_files(hosts: list[Host], address: str) -> list[Path]:
+    """Steps 2 and 3 of the README: keys, and a file for each board."""
+    hosts[0].ok("keys", "init")
+    files = []
+    for host, name in zip(hosts[1:], ("pi-1", "pi-2"), strict=True):
+        made = hosts[0].home / f"{name}.join"
+        hosts[0].ok("keys", "add", name, "--address", f"tcp://{address}:{PORT}", "-o", made)
+        copied = host.home / made.name
+        copied.write_bytes(made.read_bytes())
+        copied.chmod(0o600)
+        files.append(copied)
+    return files
+
+
+def serve(host: Host, address: str, *options: str) -> Command:
+    command = host.run("serve", "--host", address, "--place", "spread", *options)
+    command.until("stderr", "listening")
+    return command
+
+
+def test_the_readmes_cluster_tells_a_story_over_two_boards(
+    lab: list[str], hosts: list[Host]
+) -> None:
+    files = join_files(hosts, lab[0])
+    serve(hosts[0], lab[0], "--min-agents", "2", "--exact")
+    for host, file in zip(hosts[1:], files, strict=True):
+        agent(host, file)
+    words = ("-p", "Once upon a time", "-n", "60")
+    told = hosts[0].ok("run", *words, "--wait-s", "60")
+    assert told == hosts[0].ok("run", "--local", "1", "--exact", *words)
+    table = hosts[0].ok("status")
+    assert "pi-1" in table
+    assert "pi-2" in table
+    # The boards have pulled their weights; nobody has connected to them.
+    for host in hosts[1:]:
+        cached = [p for p in host.home.rglob("weights.bin")]
+        assert cached, list(host.home.rglob("*"))
+        assert cached[0].stat().st_blocks > 0
+
+
+def test_a_cut_cable_ends_the_text_and_a_mended_one_brings_the_board_back(
+    lab: list[str], hosts: list[Host]
+) -> None:
+    files = join_files(hosts, lab[0])
+    serve(hosts[0], lab[0], "--min-agents", "2")
+    for host, file in zip(hosts[1:], files, strict=True):
+        agent(host, file)
+    assert hosts[0].ok("run", "-n", "5", "--wait-s", "60")
+    text = hosts[0].run("run", "--prompt-ids", "1", "-n", "400", "--temp", "5", "--seed", "3")
+    text.until("stdout", r"\w")
+    netlab("cut", "h3")
+    assert text.wait(TELLS_S) == 1
+    assert "agent 'pi-2' was lost" in text.stderr
+    netlab("mend", "h3")
+    assert hosts[0].ok("run", "-n", "5", "--wait-s", "60")
+
+
+def test_what_is_wrong_is_told_by_the_agent_in_time(lab: list[str], hosts: list[Host]) -> None:
+    good, other = join_files(hosts, lab[0])
+    serve(hosts[0], lab[0])
+    closed = hosts[1].home / "closed.join"
+    closed.write_bytes(good.read_bytes())
+    closed.chmod(0o600)
+    began_s = time.monotonic()
+    agents = {
+        "a closed port": hosts[1].run(
+            "agent", "--join", closed, "--coordinator", f"tcp://{lab[0]}:9", "-v"
+        ),
+        "a wrong name": hosts[1].run(
+            "agent", "--join", good, "--coordinator", f"tcp://no-such-host.invalid:{PORT}", "-v"
+        ),
+    }
+    hosts[0].ok("keys", "revoke", "pi-2")
+    agents["a wrong key"] = agent(hosts[2], other)
+    texts = {
+        "a closed port": r"no answer from the coordinator|refused",
+        "a wrong name": "cannot be resolved",
+        "a wrong key": "key",
+    }
+    for what, command in agents.items():
+        command.until("stderr", texts[what], TELLS_S + 5.0)
+    assert time.monotonic() - began_s < 2 * TELLS_S
