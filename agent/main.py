@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--join", type=Path, metavar="FILE", help="join file that `headwise keys add` made")
     add("--coordinator", metavar="tcp://HOST:PORT", help="whom to dial, if not as in the join file")
-    add("--insecure", action="store_true", help="dial without a join file beyond this machine")
     add("--name", help="this agent's name; default: the join file's, else the host name")
     add("--threads", type=int, help="kernel threads; default: the usable cores")
     add("--memory", type=parse_size_bytes, metavar="SIZE", help="most memory to offer, as 512M")
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     name = _own_name(args.name, join)
     n_cores = usable_cores()
     n_threads = _check_threads(n_cores if args.threads is None else args.threads)
-    if join is None and not args.insecure:
+    if join is None:
         _check_is_local(address)
     # Numba takes a second to import: nobody should wait for it to learn of a typing error.
     from agent.runtime import Runtime
@@ -136,8 +135,7 @@ def _check_is_local(address: Address) -> None:
     if not is_loopback(address.host):
         raise InputError(
             f"{address} is another machine, and links to it need keys: run `headwise keys add "
-            f"NAME` on the coordinator and start this agent with --join NAME.join (or with "
-            f"--insecure, if something else protects the link)"
+            f"NAME` on the coordinator and start this agent with --join NAME.join"
         )
 
 

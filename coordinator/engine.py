@@ -36,7 +36,7 @@ from coordinator.plan import Plan
 from coordinator.replies import NonFiniteError, ReplyReader
 from coordinator.schedule import Dispatch, half_layers_end, make_schedule
 from coordinator.workspace import Workspace
-from kernels.errors import RemoteError
+from kernels.errors import FaultyAgentError, RemoteError
 from kernels.exchange import add_partials, decode_f16, encode_flat
 from kernels.layout import Geometry
 
@@ -176,7 +176,8 @@ class Engine:
 
         Raises:
             AgentLostError: a member died, froze or was cut off.
-            RemoteError: a member reports an error, or partial sums are not finite in f32 either.
+            RemoteError: a member reports an error.
+            FaultyAgentError: a member's numbers are not finite in f32 either.
         """
         self._check_in_force()
         self._busy_until_s = time.monotonic() + LONGEST_STEP_S
@@ -194,9 +195,10 @@ class Engine:
             try:
                 answer = self._walk(work, rows, samplers, Wire.F32)
             except NonFiniteError as again:
-                raise RemoteError(
+                raise FaultyAgentError(
                     f"{again}, with f32 on the wire too; the weights or that agent's memory are "
-                    f"damaged: run `headwise verify`"
+                    f"damaged: run `headwise cache verify` there, or `headwise verify`",
+                    again.agent,
                 ) from again
         spent_s = self.times.kernels_s + self.times.exchange_s - spent_s
         self.times.coordinator_s += time.perf_counter() - started_s - spent_s

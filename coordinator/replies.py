@@ -23,7 +23,15 @@ F32 = npt.NDArray[np.float32]
 
 
 class NonFiniteError(Exception):
-    """A sum with inf or NaN, perhaps only because f16 overflowed."""
+    """A sum with inf or NaN, perhaps only because f16 overflowed.
+
+    Attributes:
+        agent: name of the agent that sent the last number of it.
+    """
+
+    def __init__(self, text: str, agent: str) -> None:
+        super().__init__(text)
+        self.agent = agent
 
 
 class ReplyReader:
@@ -67,7 +75,8 @@ class ReplyReader:
 
     def non_finite(self, rank: int, where: str) -> NonFiniteError:
         """Return the error that a member's numbers in `where` are not finite."""
-        return NonFiniteError(f"agent {self._names[rank]!r} sent inf or NaN in {where}")
+        name = self._names[rank]
+        return NonFiniteError(f"agent {name!r} sent inf or NaN in {where}", name)
 
     def tops(self, replies: Sequence[Reply], n_rows: int) -> list[list[TopRow]]:
         """Return each vocab row's candidates from all holders, in rank order.

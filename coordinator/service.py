@@ -29,6 +29,7 @@ from coordinator.results import Result
 from coordinator.status import missing_text
 from coordinator.supervisor import (
     AgentsHere,
+    Drain,
     DropPlan,
     Event,
     Install,
@@ -40,7 +41,7 @@ from coordinator.supervisor import (
     Supervisor,
     Wait,
 )
-from kernels.errors import AgentLostError, HeadwiseError, RemoteError
+from kernels.errors import AgentLostError, FaultyAgentError, HeadwiseError, RemoteError
 
 __all__ = ["Service"]
 
@@ -226,7 +227,7 @@ class Service:
 
     def _serve(self, request: Request) -> None:
         """Write one text; whatever goes wrong with it ends this request alone."""
-        lost, failure = "", ""
+        lost, failure, faulty = "", "", ""
         self._happen(RequestBegan())
         self._desk.view = replace(self._desk.view, state="writing")
         with about(request=request.number, epoch=self._cluster.epoch):
@@ -236,7 +237,9 @@ class Service:
                          result.finish_reason)  # fmt: skip
             except HeadwiseError as e:
                 failure = str(e)
-                lost = failure if isinstance(e, AgentLostError) else ""
+                # Either way the plan in force cannot be served any more.
+                lost = failure if isinstance(e, AgentLostError | FaultyAgentError) else ""
+                faulty = e.agent if isinstance(e, FaultyAgentError) else ""
                 log.warning("request failed: %s", failure)
             except Exception as e:
                 log.exception("request failed")
@@ -246,6 +249,9 @@ class Service:
         view = self._desk.view
         n_failed = view.n_failed + bool(failure)
         self._desk.view = replace(view, n_served=view.n_served + (not failure), n_failed=n_failed)
+        if faulty:
+            log.error("agent=%s is drained: its numbers are not finite", faulty)
+            self._happen(Drain(AgentName(faulty)))
         self._happen(RequestEnded(lost))
 
     def _write(self, request: Request) -> Result:

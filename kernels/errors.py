@@ -9,6 +9,7 @@ HeadwiseError
 ├── ResourceError       this machine or cluster has too little: memory, disk, KV pages
 └── RemoteError         another process failed: agents, links, protocol
     ├── AgentLostError  an agent died, froze or was cut off
+    ├── FaultyAgentError  an agent answers with numbers that cannot be right
     └── WireError       a frame or message that does not follow docs/wire.md
 
 Each text says what happened, the values, and what to do. The command line prints
@@ -18,6 +19,7 @@ because imports run downhill only and every room needs it.
 
 __all__ = [
     "AgentLostError",
+    "FaultyAgentError",
     "HeadwiseError",
     "InputError",
     "ModelError",
@@ -60,6 +62,18 @@ class ResourceError(HeadwiseError):
 
 class RemoteError(HeadwiseError):
     """Another process of the cluster failed."""
+
+
+class FaultyAgentError(RemoteError):
+    """An agent answers, but its numbers cannot be right.
+
+    Attributes:
+        agent: its name.
+    """
+
+    def __init__(self, text: str, agent: str) -> None:
+        super().__init__(text)
+        self.agent = agent
 
 
 class AgentLostError(RemoteError):

@@ -29,7 +29,7 @@ from coordinator import engine as engine_module
 from coordinator.engine import Engine, Rows
 from coordinator.hot_link import HotLink, HotPeer
 from coordinator.plan import Member, Plan, Stage
-from kernels.errors import AgentLostError, RemoteError
+from kernels.errors import AgentLostError, FaultyAgentError, RemoteError
 from kernels.layout import Geometry, WeightFormat
 
 D = 64
@@ -345,5 +345,6 @@ def test_numbers_that_are_not_finite_in_f32_either_name_the_member(
         return honest(rank, asked)
 
     r = rig(script)
-    with pytest.raises(RemoteError, match="agent 'c' sent inf or NaN in attention of layer 1"):
+    with pytest.raises(FaultyAgentError, match="agent 'c' sent inf or NaN in attention") as e:
         r.step()
+    assert e.value.agent == "c"
