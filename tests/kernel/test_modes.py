@@ -43,10 +43,12 @@ def pytest_run(*extra: str, **environment: str) -> str:
     return run([*quiet, str(Path(__file__).parent), *extra], **environment)
 
 
+@pytest.mark.slow
 def test_kernels_without_jit() -> None:
     assert " passed" in pytest_run(NUMBA_DISABLE_JIT="1")
 
 
+@pytest.mark.slow
 def test_kernels_with_bounds_checks() -> None:
     # numba's cache does not know the option, so this mode needs a directory of its own.
     cache = os.environ["NUMBA_CACHE_DIR"] + "-boundscheck"

@@ -53,6 +53,7 @@ def test_a_killed_agent_ends_the_request_with_its_name(writing: Command) -> None
     check_failed(writing, f"agent '{name}' was lost: ")
 
 
+@pytest.mark.slow
 def test_a_frozen_agent_ends_the_request_with_its_name(writing: Command) -> None:
     name, agent = max(writing.agents().items())
     agent.suspend()

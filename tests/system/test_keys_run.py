@@ -83,6 +83,7 @@ def test_a_key_revoked_mid_stream_ends_its_links_and_the_request(
     assert first.popen.poll() is None
 
 
+@pytest.mark.slow
 def test_links_that_cannot_be_are_explained_within_10_s(shelf: Shelf, endless: Path) -> None:
     good = shelf.join_file("pi-1")
     info = read_join_file(good)

@@ -79,6 +79,7 @@ def stopped(site: Site) -> None:
     assert "Traceback" not in site.serve.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_coordinator_is_replaced_and_its_agents_return(site: Site) -> None:
     site.add("pi-1")
     site.until_ready("pi-1")
