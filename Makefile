@@ -12,7 +12,7 @@ demo: $(VENV)/run.done
 
 # Two workers: most tests wait for processes to start; a file's tests share its clusters.
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 slow: $(VENV)/dev.done
 	$(BIN)/python -m pytest -m "slow or netns"

@@ -156,6 +156,7 @@ def bad_plans(demo: ModelDirectory) -> Iterator[tuple[Plan, str]]:
     yield other, f"plan is for model {32 * '0'}, this one is {demo.model_id}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "case"),
     [

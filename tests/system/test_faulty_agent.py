@@ -10,8 +10,6 @@ from kernels.errors import RemoteError
 from tests.system.processes import Command
 from tests.system.site import Site
 
-SLOW = pytest.mark.slow
-
 # An agent that spoils one number of its partial sums of layer 1 from its n-th one on.
 SPOILT = """
 import sys
@@ -53,14 +51,8 @@ def add_spoilt(site: Site, name: str, value: float, first: int) -> Command:
     return site.agents[name]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        float("nan"),
-        pytest.param(float("inf"), marks=SLOW),
-        pytest.param(-float("inf"), marks=SLOW),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_stay_wrong_are_named_and_their_agent_left_out(
     site: Site, value: float
 ) -> None:

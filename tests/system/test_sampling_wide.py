@@ -72,6 +72,7 @@ def with_uneven_vocabulary(plan: Plan) -> Plan:
     return msgspec.structs.replace(plan, stages=(msgspec.structs.replace(stage, members=members),))
 
 
+@pytest.mark.slow
 def test_a_penalty_that_hides_the_best_token_from_every_list(wide: Cluster) -> None:
     wide.install(with_uneven_vocabulary(wide.make_plan(wide.agent_names()[:3])))
     prompt = hidden_prompt(wide)

@@ -41,6 +41,7 @@ def site(runtime: Path, endless: Path) -> Iterator[Site]:
     site.close()
 
 
+@pytest.mark.slow
 def test_whoever_waits_is_told_who_is_missing(runtime: Path) -> None:
     site = Site(runtime, demo_path(), "--min-agents", "2")
     try:
@@ -104,6 +105,7 @@ def test_a_killed_coordinator_is_replaced_and_its_agents_return(site: Site) -> N
     assert site.agents["pi-1"].popen.poll() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )

@@ -47,6 +47,7 @@ def _sparse_checkpoint(path: Path, raw_config: dict[str, Any]) -> int:
     return largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["f32", "q8"])
 def test_peak_memory_is_below_twice_the_largest_tensor(tmp_path: Path, dtype: str) -> None:
     raw_config = {

@@ -67,6 +67,7 @@ def test_probabilities_equal_the_oracle(options: SamplingOptions, n_vocab: int) 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 def test_draws_follow_the_probabilities(options: SamplingOptions) -> None:
     rng = np.random.default_rng(3)
