@@ -1,6 +1,7 @@
 """The README's cluster between emulated hosts, with what goes wrong on real ones. Needs root."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.processes import HEADWISE, ROOT, Command
+from tests.system.conftest import random_model
+from tests.system.processes import HEADWISE, ROOT, Command, wait_until
 
 NETLAB = ROOT.parent / "shared" / "tools" / "netlab" / "netlab.py"
 PORT = "7070"
@@ -170,3 +172,39 @@ def test_what_is_wrong_is_told_by_the_agent_in_time(lab: list[str], hosts: list[
     for what, command in agents.items():
         command.until("stderr", texts[what], TELLS_S + 5.0)
     assert time.monotonic() - began_s < 2 * TELLS_S
+
+
+def pulled_bytes(host: Host) -> int:
+    """How much of any model's weights is on a host's disk."""
+    return sum(512 * path.stat().st_blocks for path in host.home.rglob("weights.bin"))
+
+
+def test_a_pull_goes_on_after_each_of_many_cuts(
+    lab: list[str], hosts: list[Host], tmp_path: Path
+) -> None:
+    model = random_model(
+        tmp_path, "large", "f16", hidden_size=1024, intermediate_size=2816, num_hidden_layers=4
+    )
+    n_bytes = (model / "weights.bin").stat().st_size
+    assert n_bytes > 60e6
+    files = join_files(hosts, lab[0])
+    netlab("set", "h2", "--rate", "200mbit", "--delay-ms", "0.3")
+    serve(hosts[0], lab[0], "-m", str(model), "-c", "64")
+    board = agent(hosts[1], files[0])
+    rng = random.Random(5)
+    n_cuts = 5
+    for n in range(n_cuts):
+        want_bytes = n_bytes * (n + rng.random()) / (n_cuts + 1)
+        assert wait_until(lambda: pulled_bytes(hosts[1]) >= want_bytes, 90.0), board.stderr[-2000:]  # noqa: B023
+        netlab("cut", "h2")
+        before = pulled_bytes(hosts[1])
+        # Long enough for both ends to notice, or not.
+        wait_until(lambda: False, rng.choice([0.5, 4.0, 8.0]))
+        assert pulled_bytes(hosts[1]) <= before + 8e6
+        netlab("mend", "h2")
+    assert hosts[0].ok("run", "--prompt-ids", "1", "-n", "3", "--wait-s", "120")
+    verified = hosts[1].ok("cache", "verify")
+    assert "0 damaged" in verified or "damaged" not in verified, verified
+    entries = {path.name for path in hosts[1].home.rglob("*") if path.is_file()}
+    assert not [name for name in entries if name.endswith((".tmp", ".part"))], entries
+    netlab("set", "h2", "--rate", "1gbit", "--delay-ms", "0.3")
