@@ -326,11 +326,12 @@ def test_a_running_coordinator_follows_its_key_store(
         rig.close()
 
 
-def is_closed(router: zmq.Socket[bytes], route: bytes) -> bool:
+def takes_nothing(router: zmq.Socket[bytes], route: bytes) -> bool:
+    """Whether a route is closed, or leads to a pipe that nobody empties (seen once, under load)."""
     try:
         router.send_multipart([route, b"x"], zmq.NOBLOCK)
     except zmq.ZMQError as e:
-        return e.errno == zmq.EHOSTUNREACH
+        return e.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN)
     return False
 
 
@@ -342,7 +343,7 @@ def test_evicting_is_harmless_for_links_that_are_not_there() -> None:
     for route in (b"never here", b"x" * 255, b"\0auto"):
         evictor.evict(route)
         # For a moment the route may lead to the usurper, which is as good as nowhere.
-        assert until(functools.partial(is_closed, router, route))
+        assert until(functools.partial(takes_nothing, router, route))
     router.close(linger=0)
     evictor.evict(b"too late")
     context.term()
