@@ -5,12 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint setup clean
+.PHONY: demo test slow lint wheel setup clean
 
 demo: $(VENV)/run.done
 	$(BIN)/headwise run --local 3 --stats --echo -n 200 -p "Once upon a time"
 
-# Two workers: most tests wait for processes to start; a file's tests share its clusters.
+# Three workers even on two cores: most tests wait for processes to start. A file's tests share its clusters.
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
@@ -21,6 +21,9 @@ lint: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+wheel: $(VENV)/run.done
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 setup: $(VENV)/dev.done
 

@@ -6,7 +6,6 @@ one, goes on where it stopped.
 
 import logging
 import mmap
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from threading import Event
@@ -251,6 +250,5 @@ def _pull(atoms: Sequence[AtomLocation], pull: Puller, sink: _AtomSink) -> int:
 
 def _wait_lock(entry: CacheEntry, cancelled: Event) -> None:
     while not entry.try_lock():
-        if cancelled.is_set():
+        if cancelled.wait(LOCK_POLL_S):
             raise Cancelled("the assignment was withdrawn")
-        time.sleep(LOCK_POLL_S)

@@ -13,7 +13,6 @@ from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from agent.ids import Epoch, KvId, Rank, RunId, Seq
 from kernels.errors import WireError
@@ -37,7 +36,6 @@ __all__ = [
     "pack_header",
     "payload_offset",
     "read_header",
-    "read_rows",
     "repack_request",
     "write_rows",
 ]
@@ -186,8 +184,3 @@ def write_rows(buffer: bytearray, kv_ids: list[KvId], positions: list[int]) -> N
     table = np.frombuffer(buffer, np.uint32, 2 * n_rows, HEADER_BYTES).reshape(n_rows, 2)
     table[:, 0] = kv_ids
     table[:, 1] = positions
-
-
-def read_rows(buffer: bytes | bytearray | memoryview, n_rows: int) -> npt.NDArray[np.uint32]:
-    """Return the row table as a view, (n_rows, 2) uint32: kv_id, pos."""
-    return np.frombuffer(buffer, np.uint32, 2 * n_rows, HEADER_BYTES).reshape(n_rows, 2)

@@ -72,6 +72,7 @@ class Control:
 
     Attributes:
         port: the bound port.
+        how_to_join: what to tell users who miss an agent.
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class Control:
         set_options(self._socket, CONTROL, gate.curve if gate else None)
         self._socket.setsockopt(zmq.SNDTIMEO, 1000)
         self.port = bind_port(self._socket, endpoint)
-        self._how_to_join = "--join FILE" if gate else f"--coordinator tcp://HOST:{self.port}"
+        how = "--join FILE" if gate else f"--coordinator tcp://HOST:{self.port}"
+        self.how_to_join = f"start others with `headwise agent {how}`"
         self._door = FrontDoor(context, self._socket, gate, on_end)
         pipe = f"inproc://control-{id(self)}"
         self._inner = context.socket(zmq.PAIR)
@@ -187,8 +189,7 @@ class Control:
                 if left_s <= 0:
                     raise RemoteError(
                         f"{len(here)} of {n_agents} agents are here after {wait_s:g} s "
-                        f"({', '.join(here) or 'none'}); start others with `headwise agent "
-                        f"{self._how_to_join}`"
+                        f"({', '.join(here) or 'none'}); {self.how_to_join}"
                     )
                 self._changed.wait(min(left_s, POLL_S))
 

@@ -7,7 +7,7 @@ so does a sum not depend on the network. Holds no buffers, sockets or clock.
 from collections.abc import Sequence
 from typing import Literal
 
-from agent.ids import Epoch, Rank, Seq
+from agent.ids import Rank, Seq
 
 __all__ = ["Gather", "Verdict"]
 
@@ -28,37 +28,25 @@ class Gather:
         self.n_duplicate = 0
         self.n_stale = 0
         self._seq: Seq | None = None
-        self._epoch: Epoch | None = None
         self._awaited: set[Rank] = set()
-        self._began_s = 0.0
         self._deadline_s = 0.0
 
-    def begin(
-        self,
-        seq: Seq,
-        ranks: Sequence[Rank],
-        now_s: float,
-        deadline_s: float,
-        epoch: Epoch | None = None,
-    ) -> None:
+    def begin(self, seq: Seq, ranks: Sequence[Rank], deadline_s: float) -> None:
         """Open the books of a new dispatch; whatever still came for the last one is stale.
 
         Args:
             seq: number of the dispatch.
             ranks: members that are asked, each once.
-            now_s: monotonic time.
             deadline_s: monotonic time at which the dispatch expires.
-            epoch: the only epoch to accept; None where the caller has already checked it.
         """
         self.ranks = tuple(ranks)
         self._awaited = set(ranks)
         assert len(self._awaited) == len(self.ranks), "a rank is asked twice"
-        self._seq, self._epoch = seq, epoch
-        self._began_s, self._deadline_s = now_s, deadline_s
+        self._seq, self._deadline_s = seq, deadline_s
 
-    def on_reply(self, rank: Rank, seq: Seq, epoch: Epoch) -> Verdict:
-        """Note an answer; only an accepted one may be used."""
-        if seq != self._seq or (self._epoch is not None and epoch != self._epoch):
+    def on_reply(self, rank: Rank, seq: Seq) -> Verdict:
+        """Note an answer of the epoch in force; only an accepted one may be used."""
+        if seq != self._seq:
             self.n_stale += 1
             return "stale"
         if rank in self._awaited:
@@ -70,11 +58,6 @@ class Gather:
         self.n_stale += 1
         return "stale"
 
-    @property
-    def complete(self) -> bool:
-        """Whether everyone who was asked has answered."""
-        return not self._awaited
-
     def missing(self) -> list[Rank]:
         """Return who has not answered yet, in rank order."""
         return sorted(self._awaited)
@@ -82,7 +65,3 @@ class Gather:
     def expired(self, now_s: float) -> bool:
         """Return whether an answer is missing and the deadline has passed."""
         return bool(self._awaited) and now_s >= self._deadline_s
-
-    def waited_s(self, now_s: float) -> float:
-        """Return how long ago the dispatch began, in seconds."""
-        return now_s - self._began_s

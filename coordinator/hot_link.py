@@ -213,8 +213,8 @@ class HotLink:
             AgentLostError: a member's link closed, or it did not answer within timeout_s.
             RemoteError: a member answered with an ERROR frame.
         """
-        sent_s, seq = time.monotonic(), Seq(self._seq)
-        self._gather.begin(seq, ranks, sent_s, sent_s + timeout_s)
+        seq = Seq(self._seq)
+        self._gather.begin(seq, ranks, time.monotonic() + timeout_s)
         for rank in ranks:
             self.send(rank, frame)
         return self._await(seq, ranks, {}, timeout_s)
@@ -233,13 +233,13 @@ class HotLink:
         if walked.why is Stop.UNSENT:
             raise self._closed(Rank(walked.rank), zmq.ZMQError(walked.error))
         gather, seq = self._gather, walked.seq
-        gather.begin(seq, ranks, walked.started_s, walked.started_s + timeout_s)
+        gather.begin(seq, ranks, walked.started_s + timeout_s)
         replies: dict[Rank, Reply] = {}
         for rank in ranks:
             slot = slots[rank]
             if slot >= 0:
                 header = read_header(self._slots[slot], walked.reply_bytes)
-                gather.on_reply(rank, seq, header.epoch)
+                gather.on_reply(rank, seq)
                 replies[rank] = Reply(header, slot)
         if walked.why is Stop.ODD_FRAME:
             buffer = self._slots[len(replies)]
@@ -270,7 +270,7 @@ class HotLink:
             self._drop("a frame under another member's rank")
         elif header.type is FrameType.ERROR:
             self._on_error(header, self._slots[slot], seq)
-        elif self._gather.on_reply(header.rank, header.seq, header.epoch) == "accepted":
+        elif self._gather.on_reply(header.rank, header.seq) == "accepted":
             replies[header.rank] = Reply(header, slot)
         else:
             self._drop("a reply that nobody waits for")

@@ -35,7 +35,7 @@ from agent.ids import Seq
 from agent.native import DONT_WAIT, MORE, has_more, now_ns, receive, send
 from coordinator.schedule import Dispatch
 from coordinator.workspace import Workspace
-from kernels.exchange import add_slots_f16, add_slots_f32, encode_flat
+from kernels.exchange import add_partials, encode_flat
 from kernels.jit import inner, kernel
 
 __all__ = ["MAX_ROUTE_BYTES", "PhaseWalk", "Stop", "Walked"]
@@ -243,9 +243,9 @@ def walk_phases(
         for i in range(ranks.size):
             order[i] = slots[ranks[i]]
         if payload_f16.size > 0:
-            n = add_slots_f16(residual, inbox_f16, order[: ranks.size], HEADER_BYTES // 2)
+            n = add_partials(residual, inbox_f16, order[: ranks.size], HEADER_BYTES // 2)
         else:
-            n = add_slots_f32(residual, inbox_f32, order[: ranks.size], HEADER_BYTES // 4)
+            n = add_partials(residual, inbox_f32, order[: ranks.size], HEADER_BYTES // 4)
         if n < ranks.size:
             words[_WHY], words[_RANK] = _NOT_FINITE, ranks[n]
             return at

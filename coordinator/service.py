@@ -210,10 +210,7 @@ class Service:
             if not now_s - request.since_s < wait_s:
                 text = f"gave up after {wait_s:g} s of waiting for {why}"
                 if missing:
-                    text += (
-                        f"; start others with `headwise agent --coordinator "
-                        f"tcp://HOST:{self._cluster.control_port}`"
-                    )
+                    text += f"; {self._cluster.control.how_to_join}"
                 request.say(Failed(text))
                 self._inbox.withdraw(request)
 

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.extending import overload
 
 from kernels.elementary import exp_f32
-from kernels.half import from_half, to_half
+from kernels.half import from_stored, to_stored
 from kernels.jit import inner, merged
 from kernels.paging import PAGE_TOKENS
 from kernels.simd import add, largest, load, madd, max8, store, sum8, zero
@@ -46,42 +44,6 @@ class Context(NamedTuple):
     slot: int
     group: int
     n: int
-
-
-def to_stored(values: Any, x: Any) -> Any:
-    """Return a float32 in the form that the pool `values` keeps."""
-    return to_half(x) if values.dtype == np.uint16 else x
-
-
-@overload(to_stored)
-def _to_stored_dtype(values: Any, x: Any) -> Any:
-    return _to_half_of if values.dtype == types.uint16 else _plain_of
-
-
-def _to_half_of(values: Any, x: Any) -> Any:
-    return to_half(x)
-
-
-def _plain_of(values: Any, x: Any) -> Any:
-    return x
-
-
-def from_stored(values: Any, i: int) -> Any:
-    """Return element i of the pool as a float32."""
-    return from_half(values[i]) if values.dtype == np.uint16 else values[i]
-
-
-@overload(from_stored)
-def _from_stored_dtype(values: Any, i: int) -> Any:
-    return _from_half_at if values.dtype == types.uint16 else _plain_at
-
-
-def _from_half_at(values: Any, i: int) -> Any:
-    return from_half(values[i])
-
-
-def _plain_at(values: Any, i: int) -> Any:
-    return values[i]
 
 
 @inner

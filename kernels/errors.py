@@ -1,16 +1,16 @@
 """The one tree of errors that users of headwise see.
 
 HeadwiseError
-├── InputError          what the user handed over is wrong: fix the input
-│   ├── ModelError      model files: config, safetensors, manifest, atoms, tokenizer
-│   ├── PlanError       a plan that misses, doubles or cannot hold atoms
-│   ├── PromptError     prompt or sampling options
-│   └── UsageError      options that do not go together
-├── ResourceError       this machine or cluster has too little: memory, disk, KV pages
-└── RemoteError         another process failed: agents, links, protocol
-    ├── AgentLostError  an agent died, froze or was cut off
+├── InputError            what the user handed over is wrong: fix the input
+│   ├── ModelError        model files: config, safetensors, manifest, atoms, tokenizer
+│   ├── PlanError         a plan that misses, doubles or cannot hold atoms
+│   ├── PromptError       prompt or sampling options
+│   └── UsageError        options that do not go together
+├── ResourceError         this machine or cluster has too little: memory, disk, KV pages
+└── RemoteError           another process failed: agents, links, protocol
+    ├── AgentLostError    an agent died, froze or was cut off
     ├── FaultyAgentError  an agent answers with numbers that cannot be right
-    └── WireError       a frame or message that does not follow docs/wire.md
+    └── WireError         a frame or message that does not follow docs/wire.md
 
 Each text says what happened, the values, and what to do. The command line prints
 `error: TEXT` and ends with exit code 1 (2 for wrong usage). The tree lives in `kernels`

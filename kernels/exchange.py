@@ -11,14 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.errors import InputError
-from kernels.half import bits_of, from_half, to_half
-from kernels.jit import kernel
+from kernels.half import bits_of, from_half, from_stored, to_half
+from kernels.jit import inner, kernel
 
 __all__ = [
-    "add_partial",
     "add_partials",
-    "add_slots_f16",
-    "add_slots_f32",
     "decode_f16",
     "decode_flat",
     "encode_f16",
@@ -49,25 +46,7 @@ def decode_f16(source: U16Array, target: F32Array) -> None:
     decode_flat(_source(source, np.uint16, target.size), _target(target, np.float32))
 
 
-def add_partial(residual: F32Array, partial: npt.NDArray[Any]) -> bool:
-    """Add a partial sum to the residual in place.
-
-    Args:
-        residual: (n_rows, D) float32, C-contiguous.
-        partial: as many float32 values or uint16 float16 bits, C-contiguous.
-
-    Returns:
-        False if a value of the partial or of the new residual is NaN or infinite.
-
-    Raises:
-        InputError: another dtype, another size or arrays that are not contiguous and aligned.
-    """
-    flat = _target(residual, np.float32)
-    if partial.dtype == np.uint16:
-        return _add_f16(_source(partial, np.uint16, flat.size), flat)
-    return _add_f32(_source(partial, np.float32, flat.size), flat)
-
-
+@kernel
 def add_partials(
     residual: F32Array, inbox: npt.NDArray[Any], slots: npt.NDArray[np.int32], first: int
 ) -> int:
@@ -85,8 +64,10 @@ def add_partials(
         How many members were added before one with a NaN or infinite value or sum: len(slots)
         if all values are finite.
     """
-    add = add_slots_f16 if inbox.dtype == np.uint16 else add_slots_f32
-    return add(residual, inbox, slots, first)
+    for k in range(slots.size):
+        if not _add(inbox[slots[k]][first : first + residual.size], residual):
+            return k
+    return slots.size
 
 
 def _source(array: npt.NDArray[Any], dtype: Any, n: int) -> npt.NDArray[Any]:
@@ -127,49 +108,14 @@ def decode_flat(source: U16Array, target: F32Array) -> None:
         target[i] = from_half(source[i])
 
 
-@kernel
-def _add_f32(source: F32Array, residual: F32Array) -> bool:
+@inner
+def _add(source: npt.NDArray[Any], residual: F32Array) -> bool:
+    """Add one partial sum; tell whether its values and the sums are finite."""
     bad = np.uint32(0)
     for i in range(source.size):
-        x = source[i]
+        x = from_stored(source, i)
         total = np.float32(residual[i] + x)
         residual[i] = total
         bad |= np.uint32((bits_of(total) & _EXPONENT) == _EXPONENT)
         bad |= np.uint32((bits_of(x) & _EXPONENT) == _EXPONENT)
     return bool(bad == 0)
-
-
-@kernel
-def _add_f16(source: U16Array, residual: F32Array) -> bool:
-    bad = np.uint32(0)
-    for i in range(source.size):
-        x = from_half(source[i])
-        total = np.float32(residual[i] + x)
-        residual[i] = total
-        bad |= np.uint32((bits_of(total) & _EXPONENT) == _EXPONENT)
-        bad |= np.uint32((bits_of(x) & _EXPONENT) == _EXPONENT)
-    return bool(bad == 0)
-
-
-@kernel
-def add_slots_f16(
-    residual: F32Array, inbox: U16Array, slots: npt.NDArray[np.int32], first: int
-) -> int:
-    """Do `add_partials` for float16 bits."""
-    for k in range(slots.size):
-        source = inbox[slots[k]][first : first + residual.size]
-        if not _add_f16(source, residual):
-            return k
-    return slots.size
-
-
-@kernel
-def add_slots_f32(
-    residual: F32Array, inbox: F32Array, slots: npt.NDArray[np.int32], first: int
-) -> int:
-    """Do `add_partials` for float32."""
-    for k in range(slots.size):
-        source = inbox[slots[k]][first : first + residual.size]
-        if not _add_f32(source, residual):
-            return k
-    return slots.size

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.extending import overload
 
 from kernels.jit import inner
 from kernels.lowering import operation
 
-__all__ = ["bits_of", "float_of", "from_half", "to_half"]
+__all__ = ["bits_of", "float_of", "from_half", "from_stored", "to_half", "to_stored"]
 
 # Every literal is a typed scalar: numba widens mixed widths to int64, NumPy warns on overflow.
 U32 = np.uint32
@@ -72,3 +73,39 @@ def from_half(h: Any) -> Any:
         bits = U32(m + _REBIAS)
     sign = U32(U32(U32(h) & U32(0x8000)) << U32(16))
     return float_of(U32(bits | sign))
+
+
+def to_stored(values: Any, x: Any) -> Any:
+    """Return a float32 in the form that the array `values` keeps: itself, or float16 bits."""
+    return to_half(x) if values.dtype == np.uint16 else x
+
+
+@overload(to_stored)
+def _to_stored_dtype(values: Any, x: Any) -> Any:
+    return _to_half_of if values.dtype == types.uint16 else _plain_of
+
+
+def _to_half_of(values: Any, x: Any) -> Any:
+    return to_half(x)
+
+
+def _plain_of(values: Any, x: Any) -> Any:
+    return x
+
+
+def from_stored(values: Any, i: int) -> Any:
+    """Return element i of an array of float32 values or float16 bits (uint16) as a float32."""
+    return from_half(values[i]) if values.dtype == np.uint16 else values[i]
+
+
+@overload(from_stored)
+def _from_stored_dtype(values: Any, i: int) -> Any:
+    return _from_half_at if values.dtype == types.uint16 else _plain_at
+
+
+def _from_half_at(values: Any, i: int) -> Any:
+    return from_half(values[i])
+
+
+def _plain_at(values: Any, i: int) -> Any:
+    return values[i]

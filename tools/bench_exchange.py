@@ -4,10 +4,11 @@
 TinyLlama and little else, so that kernels are short, and alternates decode steps with pings of
 frames of the same size to as many echo processes. Prints a table and a final JSON line.
 
-Two pings: the bare one, whose processes do nothing else, and a working one, whose peers read as
-many bytes as our kernels do before they answer (the time of the slowest is taken off, as with
-ours). The second is what ZeroMQ itself costs in our rhythm: cores that slept and caches that hold
-other things take longer to answer.
+Three pings: the bare one, whose links have no keys and whose processes do nothing else; the same
+with encrypted links, as ours are; and a working one, encrypted too, whose peers read as many bytes
+as our kernels do before they answer (the time of the slowest is taken off, as with ours). The last
+is what ZeroMQ itself costs in our rhythm: cores that slept and caches that hold other things take
+longer to answer.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import zmq
 
+from agent.curve import new_key_pair
 from agent.frames import payload_offset
 from agent.ids import KvId
 from agent.kv_ops import KvOp, KvOpCode
@@ -62,6 +64,9 @@ import struct, sys, time, zmq
 import numpy as np
 socket = zmq.Context().socket(zmq.DEALER)
 socket.setsockopt(zmq.ROUTING_ID, sys.argv[2].encode())
+if len(sys.argv) > 3:
+    socket.curve_serverkey = sys.argv[3].encode()
+    socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
 socket.setsockopt(zmq.RCVTIMEO, 60000)
 socket.connect(sys.argv[1])
 buffer = bytearray(1 << 20)
@@ -95,20 +100,26 @@ def on_any_core() -> Iterator[None]:
 class Pings:
     """N echo processes and a ROUTER that pings them all and waits for all echoes; not pinned."""
 
-    def __init__(self, n_peers: int, frame_bytes: int) -> None:
+    def __init__(self, n_peers: int, frame_bytes: int, encrypted: bool) -> None:
         with on_any_core():
-            self._start(n_peers, frame_bytes)
+            self._start(n_peers, frame_bytes, encrypted)
 
-    def _start(self, n_peers: int, frame_bytes: int) -> None:
+    def _start(self, n_peers: int, frame_bytes: int, encrypted: bool) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         set_options(self._socket, HOT)
         self._socket.setsockopt(zmq.RCVTIMEO, 30000)
+        keys = []
+        if encrypted:
+            pair = new_key_pair()
+            keys = [pair.public]
+            self._socket.setsockopt(zmq.CURVE_SERVER, 1)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
         port = self._socket.bind_to_random_port("tcp://127.0.0.1")
         self._routes = [f"echo-{i}".encode() for i in range(n_peers)]
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-c", ECHO, f"tcp://127.0.0.1:{port}", route.decode()]
+                [sys.executable, "-c", ECHO, f"tcp://127.0.0.1:{port}", route.decode(), *keys]
             )
             for route in self._routes
         ]
@@ -177,31 +188,36 @@ def measure(
         engine = cluster.engine
         n_phases = 44 if n_agents > 1 else 1
         d = cluster.directory.config.hidden_size
-        pings = Pings(n_agents, payload_offset(1) + 2 * d)
-        try:
+        frame_bytes = payload_offset(1) + 2 * d
+        with contextlib.ExitStack() as stack:
+            bare, encrypted = (Pings(n_agents, frame_bytes, keys) for keys in (False, True))
+            stack.callback(bare.close)
+            stack.callback(encrypted.close)
             phase_s(cluster, engine, 20)
             weights_bytes = sum(cluster.weights_bytes().values())
             read_bytes = weights_bytes // n_agents // n_phases
-            pings.round_s(200)
+            bare.round_s(200)
+            encrypted.round_s(200)
             n_rounds = n_steps * n_phases
             rows = [
                 (
                     *phase_s(cluster, engine, n_steps),
-                    pings.round_s(n_rounds),
-                    pings.round_s(n_rounds, read_bytes),
+                    bare.round_s(n_rounds),
+                    encrypted.round_s(n_rounds),
+                    encrypted.round_s(n_rounds, read_bytes),
                 )
                 for _ in range(n_repeats)
             ]
-        finally:
-            pings.close()
     return {
         "agents": n_agents,
         "outside_kernels_s": statistics.median(r[0] for r in rows),
         "kernels_s": statistics.median(r[1] for r in rows),
         "bare_ping_s": statistics.median(r[2] for r in rows),
-        "working_ping_s": statistics.median(r[3] for r in rows),
+        "encrypted_ping_s": statistics.median(r[3] for r in rows),
+        "working_ping_s": statistics.median(r[4] for r in rows),
         "ratio_bare": statistics.median(r[0] / r[2] for r in rows),
-        "ratio_working": statistics.median(r[0] / r[3] for r in rows),
+        "ratio_encrypted": statistics.median(r[0] / r[3] for r in rows),
+        "ratio_working": statistics.median(r[0] / r[4] for r in rows),
     }
 
 
@@ -221,16 +237,16 @@ def run(args: argparse.Namespace) -> int:
         model = Path(scratch) / "model"
         convert_random(config, model, "f16", seed=1)
         results = []
-        columns = ["outside_kernels_s", "kernels_s", "bare_ping_s", "working_ping_s"]
-        print("us:     outside kernels  kernels  bare ping  working ping  ratio bare  working")
+        columns = ("outside_kernels_s", "kernels_s")
+        pings = ("bare", "encrypted", "working")
+        print("us:       outside kernels  kernels   and so many pings: " + "  ".join(pings))
         for count in (int(word) for word in args.agents.split(",")):
             r = measure(model, count, args.repeats, args.steps, args.pin)
             results.append(r)
-            us = [1e6 * r[c] for c in columns]
+            outside_us, kernels_us = (1e6 * r[c] for c in columns)
+            ratios = "  ".join(f"{r['ratio_' + ping]:{len(ping)}.2f}" for ping in pings)
             print(
-                f"{count} agents {us[0]:14.0f} {us[1]:8.0f} {us[2]:10.0f} {us[3]:13.0f} "
-                f"{r['ratio_bare']:11.2f} {r['ratio_working']:8.2f}",
-                flush=True,
+                f"{count} agents {outside_us:15.0f} {kernels_us:8.0f} {'':21} {ratios}", flush=True
             )
     print(json.dumps({"results": results}))
     return 0

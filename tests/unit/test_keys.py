@@ -219,7 +219,8 @@ def test_pairs_are_told_from_strangers() -> None:
         (["--join", "pi-1.join", "--name", "pi-2"], "the join file is that of agent 'pi-1'"),
         (["--join", "nowhere.join"], "nowhere.join cannot be read"),
         (["--join", "pi-1.join", "--coordinator", "pi"], "is no coordinator address"),
-        (["--join-fd", "77"], "--join-fd 77 cannot be read"),
+        # No number that this process may have in use: the file behind it would be closed.
+        (["--join-fd", "999999999"], "--join-fd 999999999 cannot be read"),
     ],
 )
 def test_agents_beyond_loopback_need_keys(
