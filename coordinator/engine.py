@@ -7,6 +7,7 @@ of dispatches comes from `schedule`, sockets from `hot_link`; sampling happens i
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ from agent.kv_ops import KvOp, KvOpCode, pack_kv_ops
 from agent.native import find_calls
 from agent.vocab_payload import SamplerRow, TopRow, pack_sampler_rows
 from coordinator.hot_link import HotLink, Reply
+from coordinator.limits import Bound, Limits
 from coordinator.phase_walk import PhaseWalk, Stop
 from coordinator.plan import Plan
-from coordinator.replies import NonFiniteError, ReplyReader
+from coordinator.replies import ReplyReader, WrongNumberError
 from coordinator.schedule import Dispatch, half_layers_end, make_schedule
 from coordinator.workspace import Workspace
 from kernels.errors import FaultyAgentError, RemoteError
@@ -83,6 +85,7 @@ class Engine:
         run_id: number of this run.
         epoch: the plan's epoch.
         max_rows: most rows of one step.
+        bound: see `Limits`.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Engine:
         run_id: RunId,
         epoch: Epoch,
         max_rows: int,
+        bound: Bound = lambda *_: math.inf,
     ) -> None:
         self._link = link
         self._reader = ReplyReader(link, plan, geometry)
@@ -105,6 +109,7 @@ class Engine:
         self.max_rows = max_rows
         self._workspaces: dict[int, Workspace] = {}
         self._order = np.zeros(self._n_members, np.int32)
+        self._limits = Limits(self._schedule, self._n_members, bound)
         # One inbox seen as each wire type.
         self._inboxes: dict[Wire, npt.NDArray[Any]] = {
             Wire.F16: link.inbox.view(np.uint16),
@@ -114,7 +119,9 @@ class Engine:
         self._busy_until_s = 0.0
         calls = find_calls()
         self._phases = (
-            PhaseWalk(calls, link.address, link.routes, self._schedule, link.inbox)
+            PhaseWalk(
+                calls, link.address, link.routes, self._schedule, link.inbox, self._limits.array
+            )
             if calls is not None
             else None
         )
@@ -126,7 +133,7 @@ class Engine:
         work = self._workspace(1)
         for wire in (self._wire, Wire.F32):
             self._encode(work, wire)
-            add_partials(work.flat, self._inboxes[wire], self._order[:0], 0)
+            add_partials(work.flat, self._inboxes[wire], self._order[:0], 0, self._limits.array[0])
             if self._phases is not None:
                 self._phases.begin(work, wire, self._header(FrameType.STEP, wire))
                 self._phases.walk(0, 0, Seq(0))
@@ -177,7 +184,8 @@ class Engine:
         Raises:
             AgentLostError: a member died, froze or was cut off.
             RemoteError: a member reports an error.
-            FaultyAgentError: a member's numbers are not finite in f32 either.
+            FaultyAgentError: a member's numbers cannot be right in f32 either: not finite, or
+                larger than its weights allow.
         """
         self._check_in_force()
         self._busy_until_s = time.monotonic() + LONGEST_STEP_S
@@ -188,13 +196,15 @@ class Engine:
         work.x[:] = x
         try:
             answer = self._walk(work, rows, samplers, self._wire)
-        except NonFiniteError as e:
+        except WrongNumberError as e:
             # f16 ends at 65504: rows are idempotent, so the step simply runs again in f32.
             log.warning("step at pos=%d repeated in f32: %s", rows.positions[-1], e)
+            if e.dispatch is not None:
+                self._limits.doubt(e.dispatch, e.member)
             work.x[:] = x
             try:
                 answer = self._walk(work, rows, samplers, Wire.F32)
-            except NonFiniteError as again:
+            except WrongNumberError as again:
                 raise FaultyAgentError(
                     f"{again}, with f32 on the wire too; the weights or that agent's memory are "
                     f"damaged: run `headwise cache verify` there, or `headwise verify`",
@@ -229,7 +239,7 @@ class Engine:
             if dispatch.phase is Phase.STAGE:
                 self._read_residual(replies, dispatch, work, wire)
             else:
-                self._add_partials(replies, dispatch, work, wire)
+                self._add_partials(replies, at - 1, work, wire)
         if not samplers:
             return []
         first = work.n_rows - len(samplers)
@@ -250,16 +260,16 @@ class Engine:
         times.kernels_s += kernels_s
         times.exchange_s += exchange_s
         times.longest_dispatch_s = max(times.longest_dispatch_s, longest_s)
-        times.n_dispatches += walked.dispatch - first + (walked.why is Stop.NOT_FINITE)
+        times.n_dispatches += walked.dispatch - first + (walked.why is Stop.WRONG)
         if walked.why is Stop.DONE:
             return stop
         dispatch = self._schedule[walked.dispatch]
-        if walked.why is Stop.NOT_FINITE:
-            raise self._non_finite(walked.rank, dispatch)
+        if walked.why is Stop.WRONG:
+            raise self._wrong(walked.rank, walked.dispatch)
         slots = phases.slots.tolist()
         replies = self._link.resume(walked, slots, dispatch.ranks, PHASE_TIMEOUT_S)
         self._add_times(replies, time.monotonic() - walked.started_s)
-        self._add_partials(replies, dispatch, work, wire)
+        self._add_partials(replies, walked.dispatch, work, wire)
         return walked.dispatch + 1
 
     def _exchange(self, frame: memoryview | bytes, dispatch: Dispatch) -> list[Reply]:
@@ -277,22 +287,16 @@ class Engine:
         times.longest_dispatch_s = max(times.longest_dispatch_s, waited_s)
         times.n_dispatches += 1
 
-    def _add_partials(
-        self, replies: list[Reply], dispatch: Dispatch, work: Workspace, wire: Wire
-    ) -> None:
+    def _add_partials(self, replies: list[Reply], at: int, work: Workspace, wire: Wire) -> None:
         """Add the partial sums to the residual, in rank order, in one call."""
         self._reader.check(replies, FrameType.PARTIAL, wire, work.payload[wire].nbytes)
         order = self._order[: len(replies)]
         for i, reply in enumerate(replies):
             order[i] = reply.slot
         first = HEADER_BYTES // work.payload[wire].itemsize
-        n_added = add_partials(work.flat, self._inboxes[wire], order, first)
+        n_added = add_partials(work.flat, self._inboxes[wire], order, first, self._limits.array[at])
         if n_added < len(replies):
-            raise self._non_finite(dispatch.ranks[n_added], dispatch)
-
-    def _non_finite(self, rank: int, dispatch: Dispatch) -> NonFiniteError:
-        where = f"{dispatch.phase.name.lower()} of layer {dispatch.layer}"
-        return self._reader.non_finite(rank, where)
+            raise self._wrong(n_added, at)
 
     def _encode(self, work: Workspace, wire: Wire) -> None:
         """Write the residual into the frame's payload."""
@@ -302,6 +306,12 @@ class Engine:
             work.payload[wire][:] = work.flat
 
     # Everything below runs once a step or less.
+
+    def _wrong(self, member: int, at: int) -> WrongNumberError:
+        """Return the error that the numbers of a dispatch's n-th member cannot be right."""
+        name = self._reader.name(self._schedule[at].ranks[member])
+        text = f"agent {name!r} sent {self._limits.excess(at, member)}"
+        return WrongNumberError(text, name, at, member)
 
     def _check_in_force(self) -> None:
         if self._link.closed:

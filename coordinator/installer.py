@@ -5,11 +5,15 @@ One thread uses an Installer, the one that owns the hot link. Does not know text
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from agent.bulk import BulkServer
+from agent.frames import Phase
 from agent.ids import AgentName, Epoch, ModelId, Rank, RunId
-from agent.share import KvFormat
+from agent.share import KvFormat, indices
 from coordinator.assign import assignments, largest_reply_bytes
 from coordinator.control import Control
 from coordinator.engine import Engine
@@ -18,7 +22,9 @@ from coordinator.plan import Plan, check_model, check_plan, member_weights_bytes
 from coordinator.planner import Link, Place, Planned, PlanRequest, make_plan
 from coordinator.transfer import grant_pulls
 from kernels.errors import PlanError
+from weights.bounds import attention_bound, mlp_bound
 from weights.directory import ModelDirectory
+from weights.sections import AtomKind
 
 __all__ = ["Installer"]
 
@@ -155,7 +161,9 @@ class Installer:
         reply_bytes = largest_reply_bytes(plan, geometry, MAX_ROWS)
         peers = [HotPeer(link.hot_route, link.key) for link in links]
         self._hot.join(list(told), peers, self.epoch, reply_bytes, time.monotonic() + 10.0)
-        self._engine = Engine(self._hot, plan, geometry, self._run_id, self.epoch, MAX_ROWS)
+        self._engine = Engine(
+            self._hot, plan, geometry, self._run_id, self.epoch, MAX_ROWS, self._bound
+        )
 
     def drop(self) -> None:
         """Let every member free what it holds of the plan in force, if there is one."""
@@ -163,6 +171,25 @@ class Installer:
         self._bulk.end_grants()
         if self.epoch:
             self._control.release(self.epoch)
+
+    def _bound(self, rank: Rank, phase: Phase, layer: int) -> float:
+        """Return the largest magnitude of a partial sum that a member's weights allow."""
+        assert self.plan is not None
+        share = next(s for s in self.plan.members[rank].layers if s.layer == layer)
+        geometry, norms = self._directory.geometry, self._blobs("layer_norms", layer, [0])[0]
+        if phase is Phase.ATTENTION:
+            groups = self._blobs("head_group", layer, indices(share.head_groups))
+            return attention_bound(geometry, norms, groups)
+        columns = self._blobs("column", layer, indices(share.columns))
+        return mlp_bound(geometry, norms, columns)
+
+    def _blobs(
+        self, kind: AtomKind, layer: int, atoms: Iterable[int]
+    ) -> list[npt.NDArray[np.uint8]]:
+        """Return some atoms of a layer, sound; ModelError."""
+        found = [self._directory.manifest.atom(kind, layer, index) for index in atoms]
+        self._directory.verify_atoms(found)
+        return [self._directory.atom_bytes(atom) for atom in found]
 
     def lost_reason(self, rank: Rank) -> str:
         """Return why the member of that rank is gone, or ""."""

@@ -6,9 +6,9 @@
         residual += partial of each member                              in rank order
 
 As long as every member answers as asked, this is all that happens between two kernels. The first
-thing that is not ordinary (silence, an ERROR, a frame of another run, a closed link, a sum that is
-not finite) ends the walk in the middle of its dispatch; Python (`hot_link`, `engine`) deals with
-it, finishes the dispatch and may walk on from the next.
+thing that is not ordinary (silence, an ERROR, a frame of another run, a closed link, a number that
+cannot be right) ends the walk in the middle of its dispatch; Python (`hot_link`, `engine`) deals
+with it, finishes the dispatch and may walk on from the next.
 """
 
 import errno
@@ -63,11 +63,11 @@ class Stop(IntEnum):
     SILENCE = 1  # nothing came within the socket's time
     ODD_FRAME = 2  # a frame came that Python has to look at
     UNSENT = 3  # the link to a member takes nothing
-    NOT_FINITE = 4  # all replies are in, but one has inf or NaN, or its sum
+    WRONG = 4  # all replies are in, but one has NaN or a number beyond its limit, or its sum inf
 
 
 # Plain numbers for compiled code.
-_DONE, _SILENCE, _ODD_FRAME, _UNSENT, _NOT_FINITE = (int(why) for why in Stop)
+_DONE, _SILENCE, _ODD_FRAME, _UNSENT, _WRONG = (int(why) for why in Stop)
 
 
 class Walked(NamedTuple):
@@ -78,7 +78,7 @@ class Walked(NamedTuple):
         seq: number of its frame.
         started_s: monotonic time when it was sent.
         why: the reason.
-        rank: of the member, for UNSENT and NOT_FINITE.
+        rank: of the member, for UNSENT; for WRONG its place among those asked.
         error: errno, for UNSENT.
         route: of the ODD_FRAME's sender.
         reply_bytes: size of an ordinary reply.
@@ -107,6 +107,8 @@ class PhaseWalk:
         routes: of the members, in rank order.
         schedule: of the plan.
         inbox: (n_members + 1, capacity) uint8, written: one reply in each row, in order of arrival.
+        limits: (len(schedule), n_members) float32, the largest magnitude that the partial sums of
+            each member asked may have, in the order of the dispatch's ranks; may be changed.
 
     Attributes:
         slots: (n_members,) int32, the inbox row of each member's reply to the last dispatch,
@@ -120,6 +122,7 @@ class PhaseWalk:
         routes: Sequence[bytes],
         schedule: Sequence[Dispatch],
         inbox: U8Array,
+        limits: npt.NDArray[np.float32],
     ) -> None:
         n_members = len(routes)
         self.slots = np.full(n_members, _NOT_ASKED, np.int32)
@@ -135,7 +138,7 @@ class PhaseWalk:
         self._fixed = (
             calls, socket, table, np.concatenate(padded), sizes, inbox.reshape(-1),
             inbox.view(np.uint16), inbox.view(np.float32), self._expected, self._route,
-            self.slots, np.zeros(n_members, np.int32), self._words,
+            self.slots, np.zeros(n_members, np.int32), limits, self._words,
         )  # fmt: skip
         self._step: Any = ()
         self._reply_bytes = 0
@@ -204,6 +207,7 @@ def walk_phases(
     route: U8Array,
     slots: I32Array,
     order: I32Array,
+    limits: npt.NDArray[np.float32],
     words: I64Array,
     frame: U8Array,
     residual: npt.NDArray[np.float32],
@@ -243,11 +247,15 @@ def walk_phases(
         for i in range(ranks.size):
             order[i] = slots[ranks[i]]
         if payload_f16.size > 0:
-            n = add_partials(residual, inbox_f16, order[: ranks.size], HEADER_BYTES // 2)
+            n = add_partials(
+                residual, inbox_f16, order[: ranks.size], HEADER_BYTES // 2, limits[at]
+            )
         else:
-            n = add_partials(residual, inbox_f32, order[: ranks.size], HEADER_BYTES // 4)
+            n = add_partials(
+                residual, inbox_f32, order[: ranks.size], HEADER_BYTES // 4, limits[at]
+            )
         if n < ranks.size:
-            words[_WHY], words[_RANK] = _NOT_FINITE, ranks[n]
+            words[_WHY], words[_RANK] = _WRONG, n
             return at
     words[_WHY] = _DONE
     return stop

@@ -17,21 +17,25 @@ from coordinator.plan import Plan
 from kernels.errors import RemoteError
 from kernels.layout import VOCAB_ROWS_PER_ATOM, Geometry
 
-__all__ = ["NonFiniteError", "ReplyReader"]
+__all__ = ["ReplyReader", "WrongNumberError"]
 
 F32 = npt.NDArray[np.float32]
 
 
-class NonFiniteError(Exception):
-    """A sum with inf or NaN, perhaps only because f16 overflowed.
+class WrongNumberError(Exception):
+    """Numbers that cannot be right, perhaps only because f16 overflowed.
 
     Attributes:
-        agent: name of the agent that sent the last number of it.
+        agent: name of the agent that sent the last of them.
+        dispatch: index of the dispatch whose partial sum it was; None for others.
+        member: the agent's place among those asked.
     """
 
-    def __init__(self, text: str, agent: str) -> None:
+    def __init__(self, text: str, agent: str, dispatch: int | None = None, member: int = 0) -> None:
         super().__init__(text)
         self.agent = agent
+        self.dispatch = dispatch
+        self.member = member
 
 
 class ReplyReader:
@@ -73,16 +77,20 @@ class ReplyReader:
         row: memoryview = self._link.inbox[reply.slot].data
         return row[HEADER_BYTES : HEADER_BYTES + reply.header.payload_bytes]
 
-    def non_finite(self, rank: int, where: str) -> NonFiniteError:
+    def name(self, rank: int) -> str:
+        """Return the name of a member's agent."""
+        return self._names[rank]
+
+    def non_finite(self, rank: int, where: str) -> WrongNumberError:
         """Return the error that a member's numbers in `where` are not finite."""
         name = self._names[rank]
-        return NonFiniteError(f"agent {name!r} sent inf or NaN in {where}", name)
+        return WrongNumberError(f"agent {name!r} sent inf or NaN in {where}", name)
 
     def tops(self, replies: Sequence[Reply], n_rows: int) -> list[list[TopRow]]:
         """Return each vocab row's candidates from all holders, in rank order.
 
         Raises:
-            NonFiniteError: a log-sum-exp is not finite.
+            WrongNumberError: a log-sum-exp is not finite.
             RemoteError: a reply of another kind.
         """
         by_rank = []
@@ -99,7 +107,7 @@ class ReplyReader:
         """Return all logits, (n_rows, V) float32.
 
         Raises:
-            NonFiniteError: one is not finite.
+            WrongNumberError: one is not finite.
             RemoteError: a reply of another kind.
         """
         logits = np.empty((n_rows, self._geometry.vocab_size), np.float32)

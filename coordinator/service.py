@@ -247,7 +247,7 @@ class Service:
         n_failed = view.n_failed + bool(failure)
         self._desk.view = replace(view, n_served=view.n_served + (not failure), n_failed=n_failed)
         if faulty:
-            log.error("agent=%s is drained: its numbers are not finite", faulty)
+            log.error("agent=%s is drained: its numbers cannot be right", faulty)
             self._happen(Drain(AgentName(faulty)))
         self._happen(RequestEnded(lost))
 

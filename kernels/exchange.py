@@ -26,6 +26,7 @@ F32Array = npt.NDArray[np.float32]
 U16Array = npt.NDArray[np.uint16]
 
 _EXPONENT = np.uint32(0x7F800000)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
 
 
 def encode_f16(source: F32Array, target: U16Array) -> None:
@@ -48,7 +49,11 @@ def decode_f16(source: U16Array, target: F32Array) -> None:
 
 @kernel
 def add_partials(
-    residual: F32Array, inbox: npt.NDArray[Any], slots: npt.NDArray[np.int32], first: int
+    residual: F32Array,
+    inbox: npt.NDArray[Any],
+    slots: npt.NDArray[np.int32],
+    first: int,
+    limits: F32Array,
 ) -> int:
     """Add the partial sums of all members to the residual in place, in the order of `slots`.
 
@@ -59,13 +64,15 @@ def add_partials(
         inbox: (n_slots, capacity) uint16 float16 bits or float32; row s holds one reply.
         slots: (n_members,) int32, the inbox rows to add, in rank order.
         first: where the n values of a reply start in its row, in elements.
+        limits: (n_members,) float32, >= 0, finite: the largest magnitude that each one's values
+            may have.
 
     Returns:
-        How many members were added before one with a NaN or infinite value or sum: len(slots)
-        if all values are finite.
+        How many members were added before one with a value that is NaN or beyond its limit, or
+        a sum that is not finite: len(slots) if all is well.
     """
     for k in range(slots.size):
-        if not _add(inbox[slots[k]][first : first + residual.size], residual):
+        if not _add(inbox[slots[k]][first : first + residual.size], residual, limits[k]):
             return k
     return slots.size
 
@@ -109,13 +116,15 @@ def decode_flat(source: U16Array, target: F32Array) -> None:
 
 
 @inner
-def _add(source: npt.NDArray[Any], residual: F32Array) -> bool:
-    """Add one partial sum; tell whether its values and the sums are finite."""
+def _add(source: npt.NDArray[Any], residual: F32Array, limit: Any) -> bool:
+    """Add one partial sum; tell whether its values are within the limit and the sums finite."""
+    # Bits of floats without sign are in the order of their magnitudes; inf and NaN come last.
+    largest = bits_of(limit)
     bad = np.uint32(0)
     for i in range(source.size):
         x = from_stored(source, i)
         total = np.float32(residual[i] + x)
         residual[i] = total
         bad |= np.uint32((bits_of(total) & _EXPONENT) == _EXPONENT)
-        bad |= np.uint32((bits_of(x) & _EXPONENT) == _EXPONENT)
+        bad |= np.uint32((bits_of(x) & _MAGNITUDE) > largest)
     return bool(bad == 0)

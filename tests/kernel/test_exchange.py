@@ -70,6 +70,11 @@ def test_encode_flat_equals_encode() -> None:
     np.testing.assert_array_equal(out[0], out[1])
 
 
+def any_number(n: int) -> np.ndarray:
+    """Limits that every finite number keeps."""
+    return np.full(n, np.finfo(np.float32).max, np.float32)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_partials_are_added_in_the_order_of_their_slots(dtype: type) -> None:
     rng = np.random.default_rng(5)
@@ -82,7 +87,7 @@ def test_partials_are_added_in_the_order_of_their_slots(dtype: type) -> None:
     wanted = residual.copy()
     for slot in slots:
         wanted = wanted + values[slot, first : first + n]
-    assert add_partials(residual, inbox, slots, first) == 3
+    assert add_partials(residual, inbox, slots, first, any_number(3)) == 3
     np.testing.assert_array_equal(residual, wanted)
 
 
@@ -93,11 +98,24 @@ def test_the_first_member_with_a_bad_value_is_named(dtype: type, bad: float) -> 
     inbox32[1, 8] = bad
     inbox = inbox32 if dtype is np.float32 else inbox32.astype(np.float16).view(np.uint16)
     slots = np.array([0, 1, 2], np.int32)
-    assert add_partials(np.zeros(8, np.float32), inbox, slots, 1) == 1
-    assert add_partials(np.zeros(7, np.float32), inbox, slots, 1) == 3
+    assert add_partials(np.zeros(8, np.float32), inbox, slots, 1, any_number(3)) == 1
+    assert add_partials(np.zeros(7, np.float32), inbox, slots, 1, any_number(3)) == 3
 
 
 def test_a_sum_that_overflows_is_found() -> None:
     inbox = np.full((2, 4), 3e38, np.float32)
     with np.errstate(over="ignore"):
-        assert add_partials(np.zeros(4, np.float32), inbox, np.array([0, 1], np.int32), 0) == 1
+        slots = np.array([0, 1], np.int32)
+        assert add_partials(np.zeros(4, np.float32), inbox, slots, 0, any_number(2)) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+@pytest.mark.parametrize(("value", "n_added"), [(2.0, 3), (-2.0, 3), (2.002, 1), (-2.002, 1)])
+def test_a_member_is_held_to_its_own_limit(dtype: type, value: float, n_added: int) -> None:
+    inbox32 = np.full((3, 9), 100, np.float32)
+    inbox32[2] = value
+    inbox = inbox32 if dtype is np.float32 else inbox32.astype(np.float16).view(np.uint16)
+    limits = any_number(3)
+    limits[1] = 2.0
+    slots = np.array([0, 2, 1], np.int32)
+    assert add_partials(np.zeros(9, np.float32), inbox, slots, 0, limits) == n_added

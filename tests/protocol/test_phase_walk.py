@@ -3,6 +3,7 @@
 Every case runs twice: with the phases of a step walked by compiled code, and all in Python.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from agent.share import AtomRange, LayerShare
 from coordinator import engine as engine_module
 from coordinator.engine import Engine, Rows
 from coordinator.hot_link import HotLink, HotPeer
+from coordinator.limits import Bound
 from coordinator.plan import Member, Plan, Stage
 from kernels.errors import AgentLostError, FaultyAgentError, RemoteError
 from kernels.layout import Geometry, WeightFormat
@@ -144,14 +146,18 @@ class Rig:
     """An engine and its three members."""
 
     def __init__(
-        self, script: Script, wire: str = "f16", lost: Callable[[Rank], str] | None = None
+        self,
+        script: Script,
+        wire: str = "f16",
+        lost: Callable[[Rank], str] | None = None,
+        bound: Bound = lambda *_: math.inf,
     ):
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.link = HotLink(self.context, "tcp://127.0.0.1:*", RUN, lost or (lambda _: ""))
         self.members = [FakeMember(r, self.link.port, script) for r in range(len(NAMES))]
         peers = [HotPeer(f"{name}/1".encode()) for name in NAMES]
         self.link.join(NAMES, peers, EPOCH, HEADER_BYTES + 4 * 8 * D, time.monotonic() + 20)
-        self.engine = Engine(self.link, plan(wire), GEOMETRY, RUN, EPOCH, max_rows=8)
+        self.engine = Engine(self.link, plan(wire), GEOMETRY, RUN, EPOCH, 8, bound)
 
     def step(self, n_rows: int = 1, seed: int = 0) -> np.ndarray:
         """Run one step without vocabulary and return the residual that it ends with."""
@@ -348,3 +354,31 @@ def test_numbers_that_are_not_finite_in_f32_either_name_the_member(
     with pytest.raises(FaultyAgentError, match="agent 'c' sent inf or NaN in attention") as e:
         r.step()
     assert e.value.agent == "c"
+
+
+@pytest.mark.parametrize(("value", "is_legal"), [(1e6, True), (-1e6, True), (3e6, False)])
+def test_in_f32_a_member_may_send_what_its_weights_can_give(
+    rig: Callable[..., Rig], value: float, is_legal: bool
+) -> None:
+    asked_about = []
+
+    def bound(*where: object) -> float:
+        asked_about.append(where)
+        return 2e6
+
+    def script(rank: int, asked: Asked) -> list[Parts]:
+        if rank == 1 and (asked.header.layer, asked.header.phase) == (1, Phase.MLP):
+            with np.errstate(over="ignore"):
+                return [[reply(rank, asked, np.full_like(asked.x, value).tobytes())]]
+        return honest(rank, asked)
+
+    r = rig(script, bound=bound)
+    for _ in range(2):
+        if is_legal:
+            assert np.abs(r.step()).max() > 5e5
+        else:
+            told = r"agent 'b' sent NaN or more than 2e\+06, the most that its weights can give"
+            with pytest.raises(FaultyAgentError, match=told) as e:
+                r.step()
+            assert e.value.agent == "b"
+    assert asked_about == [(1, Phase.MLP, 1)]

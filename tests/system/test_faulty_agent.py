@@ -52,27 +52,26 @@ def add_spoilt(site: Site, name: str, value: float, first: int) -> Command:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (float("nan"), "inf or NaN in"),
+        (float("inf"), "inf or NaN in"),
+        (-float("inf"), "inf or NaN in"),
+        # f16 cannot carry it, f32 can; but these weights cannot give it.
+        (1e6, "the most that its weights can give, in"),
+    ],
+)
 def test_numbers_that_stay_wrong_are_named_and_their_agent_left_out(
-    site: Site, value: float
+    site: Site, value: float, told: str
 ) -> None:
     site.add("pi-1")
     add_spoilt(site, "pi-2", value, 30)
     site.until_ready("pi-1", "pi-2")
-    with pytest.raises(RemoteError, match=r"agent 'pi-2' sent inf or NaN in .* of layer 1"):
+    with pytest.raises(RemoteError, match=rf"agent 'pi-2' sent .*{told} .* of layer 1"):
         site.ids(60)
     site.serve.until("stderr", r"repeated in f32: agent 'pi-2' sent inf or NaN")
-    site.serve.until("stderr", "agent=pi-2 is drained: its numbers are not finite")
+    site.serve.until("stderr", "agent=pi-2 is drained: its numbers cannot be right")
     site.until_ready("pi-1")
     assert [a.state for a in site.status().agents if a.name == "pi-2"] == ["drained"]
     assert len(site.ids(20)) == 20
-
-
-def test_a_number_too_large_for_f16_is_named_and_asked_for_again(site: Site) -> None:
-    """In f32 it may be right: some models have such numbers, so nobody is left out for it."""
-    site.add("pi-1")
-    add_spoilt(site, "pi-2", 1e6, 30)
-    site.until_ready("pi-1", "pi-2")
-    assert len(site.ids(30)) == 30
-    site.serve.until("stderr", r"repeated in f32: agent 'pi-2' sent inf or NaN in .* of layer 1")
-    assert {a.state for a in site.status().agents} == {"ready"}
