@@ -235,6 +235,10 @@ class Cluster:
         """Hot frames that nobody waited for or that could not be read."""
         return self._hot.n_dropped
 
+    def drain(self) -> None:
+        """Drop what agents sent on the hot channel unasked; call it now and then between texts."""
+        self._hot.drain()
+
     @property
     def control_port(self) -> int:
         """The port that agents dial."""
