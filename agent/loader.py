@@ -178,7 +178,7 @@ class Loader:
 
         pulled_bytes = store.ensure(atoms, pull, progress.add, job.cancelled)
         progress.finish()
-        warm_kernels(manifest.geometry, assignment.kv)
+        warm_kernels(manifest.geometry, assignment.kv, assignment.int8_activations)
         if job.cancelled.is_set():
             raise Cancelled("the assignment was withdrawn")
         member = make_member(assignment, manifest, store.weights, self._pool)

@@ -152,7 +152,7 @@ def make_member(
     atoms = atoms_of(assignment, manifest)
     kernels = StageKernels(
         geometry, config.inv_freq(), 1.0, store, atoms, kv.pages, kv.page_table,
-        assignment.max_rows, assignment.context_tokens, pool,
+        assignment.max_rows, assignment.context_tokens, pool, assignment.int8_activations,
     )  # fmt: skip
     vocab = zip(atoms.vocab_first_rows, atoms.vocab_n_rows, strict=True)
     ids = [np.arange(first, first + n, dtype=np.uint32) for first, n in vocab]

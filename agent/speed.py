@@ -23,10 +23,10 @@ MEASURE_S = 0.05
 
 def measure_bytes_per_s(n_threads: int) -> float:
     """Return how many bytes of q8 weights a second this board's MLP kernel reads."""
-    warm_kernels(MEASURED, "f16")
+    warm_kernels(MEASURED, "f16", True)
     pool = Pool(n_threads)
     try:
-        kernels = synthetic_stage(MEASURED, "f16", pool, n_groups=0, n_vocab=0)
+        kernels = synthetic_stage(MEASURED, "f16", pool, 0, 0, True)
         x = np.ones((1, MEASURED.hidden_size), np.float32)
         out = np.zeros_like(x)
         kernels.mlp(0, x, out)  # brings the weights in

@@ -36,11 +36,11 @@ ALIGN_BYTES = 64
 FILL = 0x2C
 
 
-def warm_kernels(geometry: Geometry, kv: KvFormat) -> None:
+def warm_kernels(geometry: Geometry, kv: KvFormat, int8_activations: bool) -> None:
     """Compile every kernel that a member of this geometry may need, or load it from the cache."""
     started_s = time.monotonic()
-    with _compiling_once(f"{geometry.fmt.name}-{kv}"):
-        _call_all(geometry, kv)
+    with _compiling_once(f"{geometry.fmt.name}-{kv}{'-int8' * int8_activations}"):
+        _call_all(geometry, kv, int8_activations)
     seconds = time.monotonic() - started_s
     log.info("kernels ready dtype=%s kv=%s seconds=%.2f", geometry.fmt.name, kv, seconds)
 
@@ -69,14 +69,14 @@ def _compiling_once(what: str) -> Iterator[None]:
             lock.close()
 
 
-def _call_all(geometry: Geometry, kv: KvFormat) -> None:
+def _call_all(geometry: Geometry, kv: KvFormat, int8_activations: bool) -> None:
     """Call every kernel once on tiny shapes of the same formats."""
     d, group = geometry.head_dim, min(2, geometry.heads_per_group)
     small = replace(
         geometry, hidden_size=d * group, n_layers=1, n_heads=group, n_kv_heads=1, n_columns=40,
         vocab_size=10,
     )  # fmt: skip
-    kernels = synthetic_stage(small, kv, Pool(1), n_groups=1, n_vocab=1)
+    kernels = synthetic_stage(small, kv, Pool(1), 1, 1, int8_activations)
     x = np.ones((1, small.hidden_size), np.float32)
     out, half = np.zeros_like(x), np.zeros(x.size, np.uint16)
     encode_f16(x, half)
@@ -98,7 +98,12 @@ def _call_all(geometry: Geometry, kv: KvFormat) -> None:
 
 
 def synthetic_stage(
-    geometry: Geometry, kv: KvFormat, pool: Pool, n_groups: int, n_vocab: int
+    geometry: Geometry,
+    kv: KvFormat,
+    pool: Pool,
+    n_groups: int,
+    n_vocab: int,
+    int8_activations: bool,
 ) -> StageKernels:
     """Return a one-layer stage on constant weights with one row begun at position 0."""
     g = geometry
@@ -122,7 +127,7 @@ def synthetic_stage(
     pool_of_pages = KvPool(KvShape(n_groups, g.head_dim, dtype, 64, 64, 1))
     kernels = StageKernels(
         g, np.ones(g.head_dim // 2), 1.0, raw[start : start + end], atoms, pool_of_pages.pages,
-        pool_of_pages.page_table, 1, 64, pool,
+        pool_of_pages.page_table, 1, 64, pool, int8_activations,
     )  # fmt: skip
     slots = np.zeros(1, np.int32)
     pool_of_pages.apply([KvOp(KvOpCode.OPEN, 1, 1)])  # type: ignore[arg-type]

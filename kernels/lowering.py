@@ -25,6 +25,7 @@ __all__ = [
     "element_address",
     "f32x8",
     "i32x8",
+    "make_array",
     "operation",
 ]
 

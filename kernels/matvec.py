@@ -7,18 +7,20 @@ product and sum rounded, whatever else shares the call. Weights become exact flo
 registers (a quantised weight has at most 19 significant bits).
 
 The dtype of `w` says the format, so that each format is a specialisation of its own:
-float32 = F32, uint16 = F16, int32 = Q8, uint32 = Q4 (see `layout` for the tiles).
+float32 = F32, uint16 = F16, int32 = Q8, uint32 = Q4 (see `layout` for the tiles). With int64 = Q8
+and uint64 = Q4 the rows of x are quantised too, see `matvec_int8`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import types
 from numba.extending import overload
 
 from kernels.jit import inner, merged
 from kernels.layout import WeightFormat
+from kernels.matvec_int8 import matvec_int8
+from kernels.quantise import quantises
 from kernels.simd import (
     F32x8,
     add_to,
@@ -31,34 +33,22 @@ from kernels.simd import (
     signed_nibble,
     zero,
 )
-from kernels.spans import Rows
+from kernels.spans import Matrix, Rows
 
-__all__ = ["WEIGHT_DTYPE", "Matrix", "matvec"]
+__all__ = ["Matrix", "matvec", "weight_dtype"]
 
-WEIGHT_DTYPE: dict[WeightFormat, Any] = {
+_DTYPES: dict[WeightFormat, Any] = {
     WeightFormat.F32: np.float32,
     WeightFormat.F16: np.uint16,
     WeightFormat.Q8: np.int32,
     WeightFormat.Q4: np.uint32,
 }
+_INT8_DTYPES: dict[WeightFormat, Any] = {WeightFormat.Q8: np.int64, WeightFormat.Q4: np.uint64}
 
 
-class Matrix(NamedTuple):
-    """A tiled matrix inside the store.
-
-    Attributes:
-        w: the whole store as elements of WEIGHT_DTYPE.
-        first: element where the matrix starts.
-        tile_size: elements of one tile.
-        k_tiles: tiles per row tile.
-        n_out: real rows; the last row tile may hold fewer than 8.
-    """
-
-    w: npt.NDArray[Any]
-    first: int
-    tile_size: int
-    k_tiles: int
-    n_out: int
+def weight_dtype(fmt: WeightFormat, int8: bool) -> Any:
+    """Return as what elements kernels see the store; `int8`: quantise activations if they can."""
+    return _INT8_DTYPES.get(fmt, _DTYPES[fmt]) if int8 else _DTYPES[fmt]
 
 
 def column(w: Any, tile: int, k4: int, k: int) -> F32x8:
@@ -88,13 +78,36 @@ def _column_of_dtype(w: Any, tile: int, k4: int, k: int) -> Any:
     return bodies.get(w.dtype, _column_plain)
 
 
-@inner
 def matvec(m: Matrix, first_tile: int, stop_tile: int, x: Rows, out: Rows, n_rows: int) -> None:
     """Add to out the products of row tiles [first_tile, stop_tile) with every row of x.
 
-    x rows are read up to the padded k (32 * k_tiles), so their padding must be finite. Four rows
-    share one pass over the weights.
+    x rows are read up to the padded k (32 * k_tiles), so their padding must be finite; they are
+    quantised ones (see `quantise`) if the dtype of m.w says so. Four rows share one pass over the
+    weights.
     """
+    body = matvec_int8 if quantises(m.w) else _matvec_f32
+    body(m, first_tile, stop_tile, x, out, n_rows)
+
+
+@overload(matvec)
+def _matvec_of_dtype(m: Any, first_tile: int, stop_tile: int, x: Any, out: Any, n_rows: int) -> Any:
+    """Pick the body for the dtype of m.w while compiling."""
+    w = m.types[m.fields.index("w")]
+    return _call_int8 if w.dtype in (types.int64, types.uint64) else _call_f32
+
+
+def _call_int8(m: Any, first_tile: int, stop_tile: int, x: Any, out: Any, n_rows: int) -> None:
+    matvec_int8(m, first_tile, stop_tile, x, out, n_rows)
+
+
+def _call_f32(m: Any, first_tile: int, stop_tile: int, x: Any, out: Any, n_rows: int) -> None:
+    _matvec_f32(m, first_tile, stop_tile, x, out, n_rows)
+
+
+@inner
+def _matvec_f32(
+    m: Matrix, first_tile: int, stop_tile: int, x: Rows, out: Rows, n_rows: int
+) -> None:
     for t in range(first_tile, stop_tile):
         row = 0
         while row + 4 <= n_rows:

@@ -11,8 +11,8 @@ import numpy as np
 
 from kernels.elementary import silu
 from kernels.jit import merged
-from kernels.matvec import Matrix, matvec
-from kernels.spans import Rows
+from kernels.matvec import matvec
+from kernels.spans import Matrix, Rows
 
 __all__ = ["gate_up"]
 

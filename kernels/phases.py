@@ -20,13 +20,14 @@ from kernels.attention import Context, KvPages, append_kv, attend
 from kernels.barrier import wait
 from kernels.jit import inner, kernel, merged
 from kernels.layout import COLUMNS_PER_ATOM, TILE_K, TILE_ROWS, VOCAB_ROWS_PER_ATOM
-from kernels.matvec import Matrix, matvec
+from kernels.matvec import matvec
 from kernels.mlp import gate_up
 from kernels.native import floats_at
 from kernels.norm import rms_norm
 from kernels.paging import PAGE_TOKENS
+from kernels.quantise import BLOCK_FLOATS, quantise, quantises
 from kernels.rope import rotate
-from kernels.spans import F32Array, Rows, Span, row_of, share
+from kernels.spans import F32Array, Matrix, Rows, Span, row_of, share
 from kernels.team import SEEN, begin_job, end_job, finish_job, is_dismissed, next_job, read_job
 
 __all__ = ["ATTENTION", "LOGITS", "MLP", "RESIDUAL", "run_stage"]
@@ -144,12 +145,27 @@ def _add_rows(team: Team, n: int, x: Rows, partial: Rows) -> None:
 
 @inner
 def _norm_rows(team: Team, m: Member, n_rows: int, x: Rows, gain: int) -> Rows:
-    """Return the normalised rows of x in scratch; `gain` is an element of m.floats."""
+    """Return the normalised rows of x in scratch, as `matvec` reads them; gain: in m.floats."""
     h = Rows(m.scratch, m.table[at.NORMED], m.table[at.NORMED_STRIDE])
+    q = Rows(m.scratch, m.table[at.NORMED_Q], m.table[at.NORMED_Q_STRIDE])
     hidden, eps = m.table[at.HIDDEN], m.scratch[at.EPS]
     for row in range(team.tid, n_rows, team.n_threads):
         rms_norm(row_of(x, row, 0), Span(m.floats, gain), hidden, eps, row_of(h, row, 0))
-    return h
+        if quantises(m.w):
+            quantise(row_of(h, row, 0), m.table[at.K_TILES], row_of(q, row, 0))
+    return q if quantises(m.w) else h
+
+
+@merged
+def _quantise_rows(
+    team: Team, m: Member, n_rows: int, n_pieces: int, n_blocks: int, x: Rows, q: Rows
+) -> None:
+    """Quantise n_pieces pieces of n_blocks blocks of every row, once all threads are here."""
+    wait(team.sync, team.n_threads)
+    for task in range(team.tid, n_rows * n_pieces, team.n_threads):
+        row, piece = task // n_pieces, task % n_pieces
+        source = row_of(x, row, piece * n_blocks * TILE_K)
+        quantise(source, n_blocks, row_of(q, row, piece * n_blocks * BLOCK_FLOATS))
 
 
 @inner
@@ -176,6 +192,10 @@ def _attention(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Row
         _place_in_context(team, m, layer, first, n_groups, n_rows, qkv)
         wait(team.sync, team.n_threads)
         _attend_all(team, m, first, n_groups, n_rows, qkv)
+        if quantises(m.w):
+            mixed = Rows(m.scratch, t[at.MIXED], t[at.MIXED_STRIDE])
+            mixed_q = Rows(m.scratch, t[at.MIXED_Q], t[at.MIXED_Q_STRIDE])
+            _quantise_rows(team, m, n_rows, n_groups, t[at.O_K_TILES], mixed, mixed_q)
         wait(team.sync, team.n_threads)
     _project_out(team, m, first, n_groups, n_rows, out)
     wait(team.sync, team.n_threads)
@@ -246,12 +266,16 @@ def _attend_all(team: Team, m: Member, first: int, n_groups: int, n_rows: int, q
 def _project_out(team: Team, m: Member, first: int, n_groups: int, n_rows: int, out: Rows) -> None:
     """Write the sum over groups of W_o times the group's attention output."""
     t = m.table
-    hidden, padded = t[at.HIDDEN], t[at.O_K_TILES] * TILE_K
+    hidden, n_blocks = t[at.HIDDEN], t[at.O_K_TILES]
     start, stop = share((hidden + TILE_ROWS - 1) // TILE_ROWS, team.tid, team.n_threads)
     _preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
     for g in range(n_groups):
         w = t[t[at.GROUPS] + first + g] + t[at.O_SKIP]
-        mixed = Rows(m.scratch, t[at.MIXED] + g * padded, t[at.MIXED_STRIDE])
+        if quantises(m.w):
+            skip = g * n_blocks * BLOCK_FLOATS
+            mixed = Rows(m.scratch, t[at.MIXED_Q] + skip, t[at.MIXED_Q_STRIDE])
+        else:
+            mixed = Rows(m.scratch, t[at.MIXED] + g * n_blocks * TILE_K, t[at.MIXED_STRIDE])
         matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.O_K_TILES], hidden)
         matvec(matrix, start, stop, mixed, out, n_rows)
 
@@ -267,12 +291,19 @@ def _mlp(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Rows) -> 
         h = _norm_rows(team, m, n_rows, x, t[t[at.NORMS] + layer] + hidden)
         wait(team.sync, team.n_threads)
         _activate(team, m, first, n_atoms, n_rows, h)
+        if quantises(m.w):
+            act = Rows(m.scratch, t[at.ACT], t[at.ACT_STRIDE])
+            act_q = Rows(m.scratch, t[at.ACT_Q], t[at.ACT_Q_STRIDE])
+            _quantise_rows(team, m, n_rows, n_atoms, 1, act, act_q)
         wait(team.sync, team.n_threads)
     start, stop = share((hidden + TILE_ROWS - 1) // TILE_ROWS, team.tid, team.n_threads)
     _preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
     for c in range(n_atoms):
         w = t[t[at.COLUMNS] + first + c] + t[at.DOWN_SKIP]
-        act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
+        if quantises(m.w):
+            act = Rows(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS, t[at.ACT_Q_STRIDE])
+        else:
+            act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
         matvec(Matrix(m.w, w, t[at.TILE_SIZE], 1, hidden), start, stop, act, out, n_rows)
     wait(team.sync, team.n_threads)
 

@@ -27,8 +27,10 @@ from kernels.lowering import (
     element_address,
     f32x8,
     i32x8,
+    make_array,
     operation,
 )
+from kernels.target import has
 
 __all__ = [
     "F32x8",
@@ -41,6 +43,7 @@ __all__ = [
     "load_words",
     "madd",
     "max8",
+    "prefetch",
     "scale",
     "signed_byte",
     "signed_nibble",
@@ -77,8 +80,8 @@ def load_f16(array: AnyArray, i: int) -> F32x8:
 
 
 def load_words(array: AnyArray, i: int) -> I32x8:
-    """Return array[i : i + 8] of a 4-byte integer array, as int32."""
-    return array[i : _end(array, i, N_LANES)].view(np.int32).copy()
+    """Return the 32 bytes that start at element i of an integer array, as int32."""
+    return array[i : _end(array, i, 32 // array.itemsize)].view(np.int32).copy()
 
 
 def store(array: AnyArray, i: int, value: F32x8) -> None:
@@ -142,6 +145,10 @@ def signed_nibble(words: I32x8, j: int) -> F32x8:
     return value
 
 
+def prefetch(array: AnyArray, i: int) -> None:
+    """Have the cache line of element i fetched, which may lie outside the array: no access."""
+
+
 def _end(array: AnyArray, i: int, n: int) -> int:
     """Return i + n after checking that the array has these elements."""
     if i < 0 or i + n > array.size:
@@ -197,10 +204,13 @@ def _load_words(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 @operation(load_f16, f32x8, types.Array, types.Integer)
 def _load_f16(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    address = _vector_address(context, builder, sig, args, I16X8, 16)
+    if has("x86", "f16c") or has("arm64"):
+        halves = builder.bitcast(address, ir.VectorType(ir.HalfType(), N_LANES).as_pointer())
+        return builder.fpext(builder.load(halves, align=1), F32X8)
     # In integers, since not every CPU converts half precision. With m the exponent and mantissa
     # in float32's place: normal numbers and NaN only need another exponent, subnormal ones are
     # normalised by an exact subtraction.
-    address = _vector_address(context, builder, sig, args, I16X8, 16)
     bits = builder.zext(builder.load(address, align=1), I32X8)
     m = builder.shl(builder.and_(bits, _ints(0x7FFF)), _ints(13))
     sign = builder.shl(builder.and_(bits, _ints(0x8000)), _ints(16))
@@ -236,6 +246,19 @@ def _add_to(context: Any, builder: Any, sig: Any, args: Any) -> Any:
                     slot = element_address(context, builder, sig.args[0], array, at, 4)
                     addend = builder.extract_element(value, ir.IntType(32)(lane))
                     builder.store(builder.fadd(builder.load(slot), addend), slot)
+    return context.get_dummy_value()
+
+
+@operation(prefetch, types.none, types.Array, types.Integer)
+def _prefetch(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    struct = make_array(sig.args[0])(context, builder, args[0])
+    pointer = builder.bitcast(builder.gep(struct.data, [args[1]]), ir.IntType(8).as_pointer())
+    i32 = ir.IntType(32)
+    name = "llvm.prefetch.p0"
+    ftype = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
+    # To be read, into all levels (only the last one is far slower, measured), data.
+    builder.call(function, [pointer, i32(0), i32(3), i32(1)])
     return context.get_dummy_value()
 
 

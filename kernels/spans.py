@@ -1,13 +1,13 @@
-"""How kernels name a piece of a flat float32 array, so that nothing is sliced in hot loops."""
+"""How kernels name pieces of flat arrays, so that nothing is sliced in hot loops."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels.jit import merged
 
-__all__ = ["F32Array", "Rows", "Span", "row_of", "share"]
+__all__ = ["F32Array", "Matrix", "Rows", "Span", "row_of", "share"]
 
 F32Array = npt.NDArray[np.float32]
 
@@ -25,6 +25,24 @@ class Rows(NamedTuple):
     values: F32Array
     first: int
     stride: int
+
+
+class Matrix(NamedTuple):
+    """A tiled matrix inside the store.
+
+    Attributes:
+        w: the whole store as elements of `weight_dtype`.
+        first: element where the matrix starts.
+        tile_size: elements of one tile.
+        k_tiles: tiles per row tile.
+        n_out: real rows; the last row tile may hold fewer than 8.
+    """
+
+    w: npt.NDArray[Any]
+    first: int
+    tile_size: int
+    k_tiles: int
+    n_out: int
 
 
 @merged

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.layout import ALIGN_BYTES, COLUMNS_PER_ATOM, TILE_BYTES, TILE_K, Geometry, round_up
-from kernels.matvec import WEIGHT_DTYPE
+from kernels.quantise import BLOCK_FLOATS
 
 __all__ = ["MemberAtoms", "build_tables"]
 
@@ -30,8 +30,10 @@ F32Array = npt.NDArray[np.float32]
     # scratch: first element, and elements per row where they are not obvious
     TURNS, NORMED, NORMED_STRIDE, QKV, QKV_STRIDE, MIXED, MIXED_STRIDE, ACT, ACT_STRIDE,
     GATE_UP, GATE_UP_STRIDE, SCORES, SCORES_STRIDE, PARTIAL,
+    # quantised rows of NORMED, MIXED and ACT
+    NORMED_Q, NORMED_Q_STRIDE, MIXED_Q, MIXED_Q_STRIDE, ACT_Q, ACT_Q_STRIDE,
     N_FIXED,
-) = range(39)  # fmt: skip
+) = range(45)  # fmt: skip
 
 EPS = 0  # element of scratch that holds norm_eps
 
@@ -72,21 +74,28 @@ class MemberAtoms:
 
 
 def build_tables(
-    geometry: Geometry, atoms: MemberAtoms, max_rows: int, context_tokens: int, n_threads: int
+    geometry: Geometry,
+    atoms: MemberAtoms,
+    max_rows: int,
+    context_tokens: int,
+    n_threads: int,
+    weight_bytes: int,
 ) -> tuple[I64Array, F32Array]:
-    """Return the table and the zeroed scratch of a member; arguments are validated already."""
+    """Return the table and the zeroed scratch of a member; arguments are validated already.
+
+    `weight_bytes` is the size of the elements as which kernels see the store.
+    """
     fixed = np.zeros(N_FIXED, np.int64)
-    lists = _lists(fixed, geometry, atoms, max_rows)
-    _fill_shapes(fixed, geometry)
+    lists = _lists(fixed, atoms, geometry, max_rows, weight_bytes)
+    _fill_shapes(fixed, geometry, weight_bytes)
     n_scratch = _fill_scratch(fixed, geometry, atoms, max_rows, context_tokens, n_threads)
     scratch = np.zeros(n_scratch, np.float32)
     scratch[EPS] = geometry.norm_eps
     return np.concatenate([fixed, *lists]), scratch
 
 
-def _fill_shapes(fixed: I64Array, g: Geometry) -> None:
+def _fill_shapes(fixed: I64Array, g: Geometry, item_bytes: int) -> None:
     """Fill the entries that follow from the geometry alone."""
-    item_bytes = np.dtype(WEIGHT_DTYPE[g.fmt]).itemsize
     fixed[HIDDEN] = g.hidden_size
     fixed[HEAD_DIM] = g.head_dim
     fixed[HEADS_PER_GROUP] = g.heads_per_group
@@ -101,9 +110,10 @@ def _fill_shapes(fixed: I64Array, g: Geometry) -> None:
     fixed[DOWN_SKIP] = g.down_offset_bytes // item_bytes
 
 
-def _lists(fixed: I64Array, g: Geometry, atoms: MemberAtoms, max_rows: int) -> list[I64Array]:
+def _lists(
+    fixed: I64Array, atoms: MemberAtoms, g: Geometry, max_rows: int, item_bytes: int
+) -> list[I64Array]:
     """Return the lists in order and enter where each will start."""
-    item_bytes = np.dtype(WEIGHT_DTYPE[g.fmt]).itemsize
     none = np.zeros(0, np.int64)
     groups = np.concatenate([none, *atoms.head_groups])
     columns = np.concatenate([none, *atoms.columns])
@@ -142,6 +152,10 @@ def _fill_scratch(
     fixed[ACT_STRIDE] = n_columns * COLUMNS_PER_ATOM
     fixed[GATE_UP_STRIDE] = 16 * max_rows
     fixed[SCORES_STRIDE] = round_up(context_tokens, 64)
+    for rows, quantised in (
+        (NORMED_STRIDE, NORMED_Q_STRIDE), (MIXED_STRIDE, MIXED_Q_STRIDE), (ACT_STRIDE, ACT_Q_STRIDE)
+    ):  # fmt: skip
+        fixed[quantised] = fixed[rows] // TILE_K * BLOCK_FLOATS
     sizes = {
         TURNS: max_rows * g.head_dim,
         NORMED: max_rows * fixed[NORMED_STRIDE],
@@ -151,6 +165,9 @@ def _fill_scratch(
         GATE_UP: n_threads * fixed[GATE_UP_STRIDE],
         SCORES: n_threads * fixed[SCORES_STRIDE],
         PARTIAL: max_rows * g.hidden_size,
+        NORMED_Q: max_rows * fixed[NORMED_Q_STRIDE],
+        MIXED_Q: max_rows * fixed[MIXED_Q_STRIDE],
+        ACT_Q: max_rows * fixed[ACT_Q_STRIDE],
     }
     start = ALIGN_BYTES // 4
     for entry, size in sizes.items():

@@ -208,6 +208,7 @@ def make_stage(
     n_slots: int = 1,
     max_rows: int = 64,
     context_tokens: int = 96,
+    int8: bool = False,
 ) -> StageKernels:
     """Return kernels over fresh pages that hold NaN, handed out in a scrambled order."""
     atoms = atoms or model.atoms()
@@ -220,7 +221,7 @@ def make_stage(
     pages[:] = 0x7E00 if kv_dtype == np.uint16 else np.nan  # NaN must never be read
     return StageKernels(
         model.geometry, model.naive.inv_freq, model.naive.rope_scale, model.store, atoms,
-        pages, page_table, max_rows, context_tokens, pool or Pool(1),
+        pages, page_table, max_rows, context_tokens, pool or Pool(1), int8,
     )  # fmt: skip
 
 
@@ -250,5 +251,5 @@ def callable_from_python(kernel: Any) -> Any:
     def many(*args: Any) -> Any:
         return kernel(*args)
 
-    n = len(inspect.signature(kernel.py_func).parameters)
+    n = len(inspect.signature(getattr(kernel, "py_func", kernel)).parameters)
     return njit(nogil=True)({1: one, 3: three}.get(n, many))

@@ -44,6 +44,7 @@ class NaiveModel:
     inv_freq: F64  # (d / 2,)
     rope_scale: float = 1.0
     kv_dtype: type = field(default=np.float64)  # keys and values are rounded to it
+    int8: bool = False  # inputs of matrices are rounded to 8 bits in blocks of 32
 
 
 def rms_norm(x: F64, gain: F64, eps: float) -> F64:
@@ -68,11 +69,26 @@ def silu(x: F64) -> F64:
     return x / (1 + np.exp(-x))
 
 
+def rounded(model: NaiveModel, x: F64, width: int = 0) -> F64:
+    """x (T, n) as matrices read it: q = rint(127 x / max) per 32 values, anew every `width`."""
+    if not model.int8:
+        return x
+    out = np.zeros_like(x)
+    width = width or x.shape[1]
+    for piece in range(0, x.shape[1], width):
+        for start in range(piece, min(piece + width, x.shape[1]), 32):
+            block = x[:, start : min(start + 32, piece + width)]
+            scale = np.abs(block).max(axis=1, keepdims=True) / 127
+            q = np.rint(np.divide(block, scale, out=np.zeros_like(block), where=scale > 0))
+            out[:, start : start + block.shape[1]] = q * scale
+    return out
+
+
 def attention_heads(model: NaiveModel, layer: NaiveLayer, x: F64) -> F64:
     """Outputs of all query heads (T, H, d) for one whole context x (T, D), before W_o."""
     g = model.geometry
     n, d = len(x), g.head_dim
-    h = rms_norm(x, layer.attn_norm, g.norm_eps)
+    h = rounded(model, rms_norm(x, layer.attn_norm, g.norm_eps))
     q = (h @ layer.q.T + layer.q_bias).reshape(n, g.n_heads, d)
     k = (h @ layer.k.T + layer.k_bias).reshape(n, g.n_kv_heads, d)
     v = (h @ layer.v.T + layer.v_bias).reshape(n, g.n_kv_heads, d)
@@ -97,6 +113,8 @@ def attention(model: NaiveModel, layer: NaiveLayer, x: F64, groups: list[int]) -
     """The partial sum (T, D) of some head groups."""
     g = model.geometry
     heads = attention_heads(model, layer, x)
+    width = g.heads_per_group * g.head_dim
+    heads = rounded(model, heads.reshape(len(x), -1), width).reshape(heads.shape)
     out = np.zeros_like(x)
     for group in groups:
         for head in range(group * g.heads_per_group, (group + 1) * g.heads_per_group):
@@ -106,9 +124,9 @@ def attention(model: NaiveModel, layer: NaiveLayer, x: F64, groups: list[int]) -
 
 def mlp(model: NaiveModel, layer: NaiveLayer, x: F64, columns: list[int]) -> F64:
     """The partial sum (T, D) of some MLP columns."""
-    h = rms_norm(x, layer.mlp_norm, model.geometry.norm_eps)
-    act = silu(h @ layer.gate[columns].T) * (h @ layer.up[columns].T)
-    return act @ layer.down[:, columns].T
+    h = rounded(model, rms_norm(x, layer.mlp_norm, model.geometry.norm_eps))
+    act = rounded(model, silu(h @ layer.gate.T) * (h @ layer.up.T))
+    return act[:, columns] @ layer.down[:, columns].T
 
 
 def forward(model: NaiveModel, x: F64) -> tuple[F64, F64]:
@@ -117,4 +135,5 @@ def forward(model: NaiveModel, x: F64) -> tuple[F64, F64]:
     for layer in model.layers:
         x = x + attention(model, layer, x, list(range(g.n_kv_heads)))
         x = x + mlp(model, layer, x, list(range(g.n_columns)))
-    return x, rms_norm(x, model.final_norm, g.norm_eps) @ model.head.T
+    h = rounded(model, rms_norm(x, model.final_norm, g.norm_eps))
+    return x, h @ model.head.T

@@ -5,7 +5,7 @@ from numba import config
 from kernels.elementary import exp_f32, exp_f64, silu
 from kernels.jit import JIT_DISABLED
 from kernels.layout import TILE_BYTES, WeightFormat
-from kernels.matvec import WEIGHT_DTYPE, Matrix, matvec
+from kernels.matvec import Matrix, matvec, weight_dtype
 from kernels.norm import rms_norm
 from kernels.rope import rotate, rotation_row
 from kernels.spans import Rows, Span, share
@@ -77,8 +77,9 @@ def test_matvec(fmt: WeightFormat, n_out: int, n_k: int) -> None:
     rng = np.random.default_rng(n_out)
     n_rows, k_tiles = 6, -(-n_k // 32)
     blob = pack_matrix(rng.standard_normal((n_out, n_k)).astype(np.float32), fmt)
-    tile_size = TILE_BYTES[fmt] // np.dtype(WEIGHT_DTYPE[fmt]).itemsize
-    w = np.concatenate([np.zeros(64, np.uint8), blob]).view(WEIGHT_DTYPE[fmt])
+    dtype = np.dtype(weight_dtype(fmt, int8=False))
+    tile_size = TILE_BYTES[fmt] // dtype.itemsize
+    w = np.concatenate([np.zeros(64, np.uint8), blob]).view(dtype)
     w.flags.writeable = False
     x = np.zeros((n_rows, 32 * k_tiles), np.float32)
     x[:, :n_k] = rng.standard_normal((n_rows, n_k))

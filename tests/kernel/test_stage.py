@@ -17,12 +17,14 @@ from tests.kernel_models import PackedModel, geometry, make_model, make_stage
 
 F32 = npt.NDArray[np.float32]
 
-# Each combination of weight and KV format is a specialisation that takes seconds to compile.
+# Weights, keys and values, int8 activations: each a specialisation that takes seconds to compile.
 FORMATS = [
-    (WeightFormat.F32, np.float32),
-    (WeightFormat.F16, np.float32),
-    (WeightFormat.Q8, np.uint16),
-    (WeightFormat.Q4, np.uint16),
+    (WeightFormat.F32, np.float32, False),
+    (WeightFormat.F16, np.float32, False),
+    (WeightFormat.Q8, np.uint16, False),
+    (WeightFormat.Q4, np.uint16, False),
+    (WeightFormat.Q8, np.uint16, True),
+    (WeightFormat.Q4, np.uint16, True),
 ]
 
 SHAPES = [
@@ -36,7 +38,7 @@ SHAPES = [
     geometry(hidden_size=40, n_heads=2, n_kv_heads=2, head_dim=10, n_layers=1),
 ]
 if config.BOUNDSCHECK:  # test_matvec covers the other formats
-    FORMATS = FORMATS[-1:]
+    FORMATS = FORMATS[-3:-1]
 if JIT_DISABLED:
     SHAPES = [replace(shape, n_layers=1) for shape in SHAPES[1:5]]
 
@@ -61,24 +63,34 @@ def run_all(stage: StageKernels, x: F32, vocab_size: int) -> tuple[F32, F32]:
     return x, out
 
 
-def oracle(model: PackedModel, kv_dtype: type) -> naive.NaiveModel:
-    return replace(model.naive, kv_dtype=np.float16 if kv_dtype == np.uint16 else np.float64)
+def oracle(model: PackedModel, kv_dtype: type, int8: bool) -> naive.NaiveModel:
+    rounding = np.float16 if kv_dtype == np.uint16 else np.float64
+    return replace(model.naive, kv_dtype=rounding, int8=int8)
 
 
-@pytest.mark.parametrize(("fmt", "kv_dtype"), FORMATS)
+@pytest.mark.parametrize(("fmt", "kv_dtype", "int8"), FORMATS)
 @pytest.mark.parametrize(
     "shape", SHAPES, ids=lambda g: f"d{g.head_dim}-H{g.n_heads}G{g.n_kv_heads}"
 )
-def test_whole_stage_equals_oracle(shape: Geometry, fmt: WeightFormat, kv_dtype: type) -> None:
+def test_whole_stage_equals_oracle(
+    shape: Geometry, fmt: WeightFormat, kv_dtype: type, int8: bool
+) -> None:
     model = make_model(replace(shape, fmt=fmt))
-    stage = make_stage(model, kv_dtype=kv_dtype, max_rows=N_TOKENS)
+    stage = make_stage(model, kv_dtype=kv_dtype, max_rows=N_TOKENS, int8=int8)
     x = rows(N_TOKENS, shape.hidden_size)
     begin(stage, [0] * N_TOKENS, list(range(N_TOKENS)))
     residual, logits = run_all(stage, x, shape.vocab_size)
-    exact, exact_logits = naive.forward(oracle(model, kv_dtype), x.astype(np.float64))
+    exact, exact_logits = naive.forward(oracle(model, kv_dtype, int8), x.astype(np.float64))
+    unrounded = iter(naive.forward(oracle(model, kv_dtype, False), x.astype(np.float64)))
     for actual, desired in ((residual, exact), (logits, exact_logits)):
         if kv_dtype == np.float32:
             np.testing.assert_allclose(actual, desired, atol=2e-4)
+        elif int8:
+            # Likewise for activations near the middle of two 8-bit numbers; but what the oracle
+            # rounds away is far more than that.
+            coarse = np.abs(desired - next(unrounded)).mean()
+            assert np.abs(actual - desired).mean() < 0.4 * coarse
+            np.testing.assert_allclose(actual, desired, atol=0.5)
         else:
             # A key near the middle of two float16 numbers may round the other way than the
             # oracle's, which moves single rows.
@@ -86,8 +98,8 @@ def test_whole_stage_equals_oracle(shape: Geometry, fmt: WeightFormat, kv_dtype:
             assert np.abs(actual - desired).mean() < 5e-4
 
 
-@pytest.mark.parametrize(("fmt", "kv_dtype"), FORMATS)
-def test_partial_sums_of_any_placement(fmt: WeightFormat, kv_dtype: type) -> None:
+@pytest.mark.parametrize(("fmt", "kv_dtype", "int8"), FORMATS)
+def test_partial_sums_of_any_placement(fmt: WeightFormat, kv_dtype: type, int8: bool) -> None:
     g = geometry(n_heads=6, n_kv_heads=3, fmt=fmt, qkv_bias=True)
     model = make_model(g)
     members = [  # the second holds nothing of layer 0's attention and of layer 1's MLP
@@ -96,8 +108,8 @@ def test_partial_sums_of_any_placement(fmt: WeightFormat, kv_dtype: type) -> Non
         model.atoms([[1], []], [[], []], []),
     ]
     n = 4
-    stages = [make_stage(model, atoms, kv_dtype=kv_dtype) for atoms in members]
-    whole = make_stage(model, kv_dtype=kv_dtype)
+    stages = [make_stage(model, atoms, kv_dtype=kv_dtype, int8=int8) for atoms in members]
+    whole = make_stage(model, kv_dtype=kv_dtype, int8=int8)
     for stage in (*stages, whole):
         begin(stage, [0] * n, list(range(n)))
     x = rows(n, g.hidden_size)
@@ -123,17 +135,19 @@ def test_partial_sums_of_any_placement(fmt: WeightFormat, kv_dtype: type) -> Non
     assert not nothing.any()
 
 
-@pytest.mark.parametrize(("fmt", "kv_dtype"), FORMATS)
-def test_rows_do_not_depend_on_chunks_or_batches(fmt: WeightFormat, kv_dtype: type) -> None:
+@pytest.mark.parametrize(("fmt", "kv_dtype", "int8"), FORMATS)
+def test_rows_do_not_depend_on_chunks_or_batches(
+    fmt: WeightFormat, kv_dtype: type, int8: bool
+) -> None:
     n = N_TOKENS
     model = make_model(geometry(fmt=fmt))
     texts = [rows(n, 40, seed) for seed in range(3)]
     alone = []
     for x in texts:
-        stage = make_stage(model, kv_dtype=kv_dtype, max_rows=n)
+        stage = make_stage(model, kv_dtype=kv_dtype, max_rows=n, int8=int8)
         begin(stage, [0] * n, list(range(n)))
         alone.append(run_all(stage, x, 131))
-    stage = make_stage(model, kv_dtype=kv_dtype, n_slots=3, max_rows=3 * n)
+    stage = make_stage(model, kv_dtype=kv_dtype, n_slots=3, max_rows=3 * n, int8=int8)
     chunks = [1, 2, 4, 7, 1]
     start = 0
     while start < n:  # all three contexts share calls whose rows are interleaved
@@ -161,13 +175,15 @@ def test_writing_a_position_again_is_harmless() -> None:
 
 @pytest.mark.skipif(JIT_DISABLED, reason="without JIT there is one thread")
 @pytest.mark.parametrize("n_threads", [2, 3, 5])
-def test_thread_count_changes_no_bit(n_threads: int) -> None:
+@pytest.mark.parametrize("int8", [False, True])
+def test_thread_count_changes_no_bit(n_threads: int, int8: bool) -> None:
     g = geometry(n_heads=6, n_kv_heads=3, fmt=WeightFormat.Q4)
     model = make_model(g)
     x = rows(9, 40)
     results = []
     pool = Pool(n_threads)
-    for stage in (make_stage(model, kv_dtype=np.uint16), make_stage(model, None, pool, np.uint16)):
+    for threads in (Pool(1), pool):
+        stage = make_stage(model, None, threads, np.uint16, int8=int8)
         begin(stage, [0] * 9, list(range(9)))
         results.append(run_all(stage, x, 131))
         part = np.zeros_like(x)

@@ -1,15 +1,18 @@
 """Quantised models under several placements, against the oracle on dequantised weights.
 
-Weights are dequantised in registers and everything is float32 arithmetic, so in exact mode only
-rounding separates a cluster from the float64 oracle that has the same numbers in its matrices.
-Bounds are shares of the spread of a row's logits (largest minus smallest). Measured over all
-these models, formats and placements:
-exact mode at most 8.5e-7, default mode (f16 wire and KV) at most 1.5e-3.
+In exact mode weights are dequantised in registers and everything is float32 arithmetic, so only
+rounding separates a cluster from the float64 oracle that has the same numbers in its matrices. In
+default mode (f16 wire and KV) q8 and q4 meet activations of 8 bits. Errors are shares of the spread
+of a row's logits (largest minus smallest). Measured over all these models, formats and placements:
+exact mode at most 8.5e-7; default mode f16 1.5e-3, q8 and q4 at most 3.9e-2 and on average 3.6e-3
+or less, which is what the oracle with 8-bit activations has too (3.3e-2 and 3.6e-3).
 """
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -69,9 +72,13 @@ def plans(cluster: Cluster, counts: list[int], n_random: int) -> Iterator[Plan]:
         yield random_plan(rng, model_id, cluster.directory.geometry, some, wire="f32", kv="f32")
 
 
-def error_share(found: npt.NDArray[np.float32], wanted: F64) -> float:
+def error_share(found: npt.NDArray[Any], wanted: F64) -> float:
     error: F64 = np.abs(found - wanted).max(axis=1) / np.ptp(wanted, axis=1)
     return float(error.max())
+
+
+def mean_share(found: npt.NDArray[Any], wanted: F64) -> float:
+    return float((np.abs(found - wanted).mean(axis=1) / np.ptp(wanted, axis=1)).mean())
 
 
 def test_exact_mode_is_the_oracle_up_to_rounding(
@@ -85,8 +92,15 @@ def test_exact_mode_is_the_oracle_up_to_rounding(
 def test_default_mode_stays_near_the_oracle_with_f16_keys_and_values(
     cluster: Cluster, text: list[int]
 ) -> None:
-    oracle = oracle_model(cluster.directory, kv_dtype=np.float16)
-    wanted = oracle_logits(oracle, cluster.directory, text)
+    """What 8-bit activations cost is known from the oracle; nothing else may cost much."""
+    unrounded = oracle_model(cluster.directory, kv_dtype=np.float16)
+    wanted = oracle_logits(unrounded, cluster.directory, text)
+    worst, mean = MAX_ERROR_SHARE_DEFAULT, MAX_ERROR_SHARE_DEFAULT
+    if cluster.directory.manifest.dtype in ("q8", "q4"):
+        rounded = oracle_logits(replace(unrounded, int8=True), cluster.directory, text)
+        worst, mean = 2 * error_share(rounded, wanted), 1.2 * mean_share(rounded, wanted)
     for plan in plans(cluster, [1, 3], n_random=1):
         cluster.install(msgspec.structs.replace(plan, wire="f16", kv="f16"))
-        assert error_share(cluster.logits(text), wanted) < MAX_ERROR_SHARE_DEFAULT
+        found = cluster.logits(text)
+        assert error_share(found, wanted) < worst
+        assert mean_share(found, wanted) < mean
