@@ -28,6 +28,7 @@ from agent.sockets import HOT, bind_port, set_options
 from coordinator.gate import Evictor
 from coordinator.gather import Gather
 from coordinator.phase_walk import MAX_SEQ, Stop, Walked
+from coordinator.plain_text import MAX_REASON_CHARS, one_line
 from kernels.errors import AgentLostError, RemoteError, WireError
 from kernels.layout import round_up
 
@@ -312,9 +313,10 @@ class HotLink:
         elif header.seq != seq:
             self._drop("an error about a frame that nobody waits for")
             return
-        text = bytes(buffer[HEADER_BYTES : HEADER_BYTES + header.payload_bytes])
+        data = bytes(buffer[HEADER_BYTES : HEADER_BYTES + header.payload_bytes])
+        text = one_line(data.decode(errors="replace"), MAX_REASON_CHARS)
         name = self._names[header.rank]
-        raise RemoteError(f"agent {name!r}: {text.decode(errors='replace')}")
+        raise RemoteError(f"agent {name!r}: {text}")
 
     def _drop(self, what: str) -> None:
         self.n_dropped += 1

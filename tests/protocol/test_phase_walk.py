@@ -275,11 +275,11 @@ def test_a_slow_member_is_waited_for(rig: Callable[..., Rig]) -> None:
 def test_an_error_ends_the_step_with_the_members_name_and_words(rig: Callable[..., Rig]) -> None:
     def script(rank: int, asked: Asked) -> list[Parts]:
         if rank == 1 and asked.header.layer == 2:
-            return [[reply(rank, asked, b"no page is free", type=FrameType.ERROR)]]
+            return [[reply(rank, asked, b"no page\x1b[2J is free", type=FrameType.ERROR)]]
         return honest(rank, asked)
 
     r = rig(script)
-    with pytest.raises(RemoteError, match="agent 'b': no page is free"):
+    with pytest.raises(RemoteError, match=r"agent 'b': no page\\x1b\[2J is free"):
         r.step()
 
 

@@ -16,8 +16,8 @@ PURE_FILES = [
         ROOT / "coordinator" / f"{name}.py"
         for name in (
             "admission", "assign", "balance", "cost", "fill", "gather", "identity", "membership",
-            "membership_events", "plan", "planner", "random_plan", "sampling", "schedule", "stops",
-            "subset", "supervisor",
+            "membership_events", "plain_text", "plan", "planner", "random_plan", "sampling",
+            "schedule", "stops", "subset", "supervisor",
         )
     ),
     *(
