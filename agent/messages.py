@@ -74,7 +74,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """Agent -> coordinator, every second; `progress` counts finished steps.
 
-    `round_trip_s` is of this link, as the agent's kernel measures it; None = not known.
+    `round_trip_s` is the least of this link of late, as the kernel measures it; None = not known.
     """
 
     progress: int

@@ -231,9 +231,15 @@ class Cluster:
         return self._control
 
     @property
-    def n_frames_dropped(self) -> int:
-        """Hot frames that nobody waited for or that could not be read."""
-        return self._hot.n_dropped
+    def counters(self) -> dict[str, int]:
+        """What was dropped and refused on each channel, as fields of `status.Status`."""
+        return {
+            "n_frames_dropped": self._hot.n_dropped,
+            "n_messages_dropped": self._control.n_dropped,
+            "n_pulls_dropped": self._bulk.n_dropped,
+            "n_pulls_refused": self._bulk.n_refused,
+            "n_keys_refused": self._gate.n_refused if self._gate else 0,
+        }
 
     @property
     def control_port(self) -> int:
