@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import zmq
 
-from agent.curve import ServerCurve
+from agent.curve import ServerCurve, peer_key
 from agent.grants import Grants
 from agent.ids import RunId
 from agent.messages import BulkError, BulkReply, BulkRequest, decode_bulk_message, encode
@@ -131,11 +131,14 @@ class BulkServer:
         """Hashes of all that could be granted."""
         return self._library.object_ids
 
-    def grant(self, token: bytes, objects: Iterable[str], for_s: float) -> None:
-        """Let the link with this token pull objects for some time, in place of former ones."""
+    def grant(self, token: bytes, objects: Iterable[str], for_s: float, key: str = "") -> None:
+        """Let the link with this token pull objects for some time, in place of former ones.
+
+        `key` is what its agent has proved; "" on links without keys.
+        """
         names = frozenset(objects)
         with self._lock:
-            self._grants.grant(token, names, time.monotonic() + for_s)
+            self._grants.grant(token, names, time.monotonic() + for_s, key)
 
     def end_grant(self, token: bytes) -> None:
         """End what a link was granted, from its next request on."""
@@ -156,7 +159,7 @@ class BulkServer:
         try:
             while not self._stopping:
                 try:
-                    self._serve(self._socket.recv_multipart())
+                    self._serve(self._socket.recv_multipart(copy=False))
                 except zmq.Again:
                     continue
         except zmq.ContextTerminated:
@@ -164,23 +167,25 @@ class BulkServer:
         finally:
             self._socket.close(linger=0)
 
-    def _serve(self, parts: list[bytes]) -> None:
+    def _serve(self, parts: list[zmq.Frame]) -> None:
         try:
-            request = decode_bulk_message(parts[1]) if len(parts) == 2 else None
+            request = decode_bulk_message(parts[1].bytes) if len(parts) == 2 else None
         except WireError:
             request = None
         if not isinstance(request, BulkRequest):
             self.n_dropped += 1
             return
         now_s = time.monotonic()
+        # libzmq asks for a link's key when it begins; the key may have been revoked since.
+        key = peer_key(parts[1])
         with self._lock:
-            granted = self._grants.allows(request.token, request.object_id, now_s)
+            granted = self._grants.allows(request.token, request.object_id, now_s, key)
         if granted:
             reply, data = self._library.answer(request, self._window_bytes(request.token, now_s))
         else:
             self.n_refused += 1
             reply, data = refuse(request, "no grant")
-        if self._send([parts[0], encode(reply), data]):
+        if self._send([parts[0].bytes, encode(reply), data]):
             self.n_sent_bytes += len(data)
         else:
             self.n_dropped += 1

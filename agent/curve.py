@@ -97,6 +97,8 @@ class ServerCurve:
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self.own.public.encode())
         socket.setsockopt(zmq.CURVE_SECRETKEY, self.own.secret.encode())
         socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        # Without it libzmq lets everyone in while no gate answers.
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Who may pull what over the bulk channel, and until when. Pure.
 
-A grant names a link by its token (16 random bytes that only that agent was told), objects by
-their hash, and an end. Nothing else is served: knowing a hash is not enough. Does not know who
+A grant names a link by its token (16 random bytes that only that agent was told) and by the key
+that its agent proved, objects by their hash, and an end. Nothing else is served: knowing a hash,
+or a token that another agent was told, is not enough. Does not know who
 serves; whoever does keeps a table of its own.
 """
 
@@ -17,10 +18,11 @@ _SLOWEST_BYTES_PER_S = 250e3
 
 
 class _Grant(NamedTuple):
-    """Objects that one link may pull before `until_s`."""
+    """Objects that one link may pull before `until_s`, by the key of its agent ("": none)."""
 
     objects: frozenset[str]
     until_s: float
+    key: str
 
 
 class Grants:
@@ -32,8 +34,8 @@ class Grants:
     def __len__(self) -> int:
         return len(self._by_token)
 
-    def grant(self, token: bytes, objects: Iterable[str], until_s: float) -> None:
-        """Let the link with this token pull `objects` until `until_s`.
+    def grant(self, token: bytes, objects: Iterable[str], until_s: float, key: str = "") -> None:
+        """Let the link with this token and key pull `objects` until `until_s`.
 
         Replaces what it was granted before. When MAX_GRANTS are in force the one that ends
         soonest gives way.
@@ -41,7 +43,7 @@ class Grants:
         self._by_token.pop(token, None)
         while len(self._by_token) >= MAX_GRANTS:
             del self._by_token[min(self._by_token, key=lambda t: self._by_token[t].until_s)]
-        self._by_token[token] = _Grant(frozenset(objects), until_s)
+        self._by_token[token] = _Grant(frozenset(objects), until_s, key)
 
     def end(self, token: bytes) -> None:
         """End what a link was granted; harmless when it has nothing."""
@@ -51,7 +53,7 @@ class Grants:
         """End every grant."""
         self._by_token.clear()
 
-    def allows(self, token: bytes, object_id: str, now_s: float) -> bool:
+    def allows(self, token: bytes, object_id: str, now_s: float, key: str = "") -> bool:
         """Tell whether the link may pull that object now."""
         grant = self._by_token.get(token)
         if grant is None:
@@ -59,7 +61,7 @@ class Grants:
         if now_s >= grant.until_s:
             del self._by_token[token]
             return False
-        return object_id in grant.objects
+        return key == grant.key and object_id in grant.objects
 
 
 def grant_seconds(n_bytes: int) -> float:

@@ -24,15 +24,17 @@ class SocketKind(NamedTuple):
     """Option values of one channel."""
 
     high_water_mark: int
+    # Messages that wait unread from each peer of a ROUTER: its memory is at their mercy.
+    router_receives: int
     max_message_bytes: int
     heartbeat_ms: int
     heartbeat_timeout_ms: int
     tcp_max_retransmit_ms: int
 
 
-HOT = SocketKind(64, 16 << 20, 500, 1500, 3000)
-CONTROL = SocketKind(1000, 1 << 20, 1000, 3000, 5000)
-BULK = SocketKind(16, 4 << 20, 1000, 5000, 10000)
+HOT = SocketKind(64, 4, 16 << 20, 500, 1500, 3000)
+CONTROL = SocketKind(1000, 100, 1 << 20, 1000, 3000, 5000)
+BULK = SocketKind(16, 16, 4 << 20, 1000, 5000, 10000)
 
 
 def set_options(
@@ -41,9 +43,10 @@ def set_options(
     """Set the options and keys of one channel on a socket before it binds or connects."""
     if curve is not None:
         curve.apply(socket)
+    is_router = socket.type == zmq.ROUTER
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, kind.high_water_mark)
-    socket.setsockopt(zmq.RCVHWM, kind.high_water_mark)
+    socket.setsockopt(zmq.RCVHWM, kind.router_receives if is_router else kind.high_water_mark)
     socket.setsockopt(zmq.MAXMSGSIZE, kind.max_message_bytes)
     socket.setsockopt(zmq.TCP_MAXRT, kind.tcp_max_retransmit_ms)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
@@ -54,7 +57,7 @@ def set_options(
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
     socket.setsockopt(zmq.IPV6, 1)
-    if socket.type == zmq.ROUTER:
+    if is_router:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     else:

@@ -241,6 +241,10 @@ class Cluster:
             "n_keys_refused": self._gate.n_refused if self._gate else 0,
         }
 
+    def drain(self) -> None:
+        """Drop what agents sent on the hot channel unasked; call it now and then between texts."""
+        self._hot.drain()
+
     @property
     def control_port(self) -> int:
         """The port that agents dial."""

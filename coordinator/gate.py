@@ -179,6 +179,7 @@ class Evictor:
 
     def __init__(self, context: Context, router: zmq.Socket[bytes]) -> None:
         self._context = context
+        self.n_failed = 0
         # inproc needs no handshake; the name is random lest two coordinators of a process meet.
         self._endpoint = f"inproc://evict-{secrets.token_hex(8)}"
         router.bind(self._endpoint)
@@ -186,9 +187,16 @@ class Evictor:
     def evict(self, route: bytes) -> None:
         """End the link of a routing id; safe from any thread.
 
-        The router notices at its next receive or send.
+        The router notices at its next receive or send, and only then gives back what this took of
+        the process's sockets. With none left the link stays, and its owner has to drop what comes.
         """
-        usurper = self._context.socket(zmq.DEALER)
+        try:
+            usurper = self._context.socket(zmq.DEALER)
+        except zmq.ZMQError as e:
+            self.n_failed += 1
+            if self.n_failed & (self.n_failed - 1) == 0:
+                log.error("cannot end a link: %s (%d times so far)", e.strerror, self.n_failed)
+            return
         try:
             usurper.setsockopt(zmq.ROUTING_ID, route)
             usurper.connect(self._endpoint)

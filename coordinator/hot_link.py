@@ -42,6 +42,8 @@ FRAME = int(zmq.NOBLOCK)
 RCVMORE = int(zmq.RCVMORE)
 # How often a gather that waits looks after the members it waits for.
 CHECK_S = 0.1
+# Most frames that one `drain` drops.
+DRAIN_FRAMES = 1000
 
 
 class Reply(NamedTuple):
@@ -88,6 +90,8 @@ class HotLink:
         self._lost_reason = lost_reason
         self._evictor = Evictor(context, self._socket)
         self._routes: dict[Rank, bytes] = {}
+        # For other threads; replaced, never changed.
+        self._member_routes: frozenset[bytes] = frozenset()
         self._peers: dict[Rank, HotPeer] = {}
         self._names: dict[Rank, str] = {}
         self.epoch = Epoch(0)
@@ -128,8 +132,24 @@ class HotLink:
         return [self._routes[rank] for rank in sorted(self._routes)]
 
     def evict(self, route: bytes) -> None:
-        """End the link of a member that is gone; safe from any thread."""
-        self._evictor.evict(route)
+        """End the link of an agent that is gone, if it is a member; safe from any thread.
+
+        Frames of others are dropped whatever they are, and `drain` lets go of closed links.
+        """
+        if route in self._member_routes:
+            self._evictor.evict(route)
+
+    def drain(self) -> None:
+        """Drop what came while nobody was asked anything, so that it does not fill the memory."""
+        for _ in range(DRAIN_FRAMES):
+            try:
+                # Not copied: what nobody may send can be large.
+                self._socket.recv(FRAME, copy=False)
+            except zmq.Again:
+                return
+            while self._socket.getsockopt(RCVMORE):
+                self._socket.recv(copy=False)
+            self._drop("a frame between two requests")
 
     def join(
         self,
@@ -153,6 +173,7 @@ class HotLink:
         """
         self._names = {Rank(r): name for r, name in enumerate(names)}
         self._peers = {Rank(r): peer for r, peer in enumerate(peers)}
+        self._member_routes = frozenset(peer.route for peer in peers)
         self.epoch = epoch
         self._routes = {}
         size = min(max(reply_bytes, 4096), MAX_FRAME_BYTES)
@@ -253,19 +274,23 @@ class HotLink:
         self, seq: Seq, ranks: Sequence[Rank], replies: dict[Rank, Reply], timeout_s: float
     ) -> list[Reply]:
         """Gather until `replies` has all of `ranks`; each new one fills the next inbox row."""
+        look_s = time.monotonic() + CHECK_S
         while len(replies) < len(ranks):
             got = self._receive(self._slots[len(replies)])
-            if got is not None:
-                self._sort_in(*got, seq, replies)
+            if got is not None and self._sort_in(*got, seq, replies):
                 continue
-            self._look_after(self._gather.missing())
-            if self._gather.expired(time.monotonic()):
+            # By the clock, not by silence: whoever sends other frames cannot keep us from it.
+            now_s = time.monotonic()
+            if now_s >= look_s:
+                look_s = now_s + CHECK_S
+                self._look_after(self._gather.missing())
+            if self._gather.expired(now_s):
                 rank = self._gather.missing()[0]
                 raise self._lost(rank, f"it did not answer within {timeout_s:.1f} s")
         return [replies[rank] for rank in ranks]
 
-    def _sort_in(self, route: bytes, header: Header, seq: Seq, replies: dict[Rank, Reply]) -> None:
-        """Keep a frame, which is in the next inbox row, if it is a reply to `seq`."""
+    def _sort_in(self, route: bytes, header: Header, seq: Seq, replies: dict[Rank, Reply]) -> bool:
+        """Keep a frame, which is in the next inbox row, if it is a reply to `seq`; or drop it."""
         slot = len(replies)
         if self._routes.get(header.rank) != route:
             self._drop("a frame under another member's rank")
@@ -273,8 +298,10 @@ class HotLink:
             self._on_error(header, self._slots[slot], seq)
         elif self._gather.on_reply(header.rank, header.seq) == "accepted":
             replies[header.rank] = Reply(header, slot)
+            return True
         else:
             self._drop("a reply that nobody waits for")
+        return False
 
     def _receive(self, buffer: memoryview) -> tuple[bytes, Header] | None:
         """Receive one frame of this run and epoch into `buffer`; None when none came in time."""

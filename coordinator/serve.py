@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     # Before the ports are bound: that they are taken would be the less helpful message.
     refuse_second(path)
     set_up(args.log_json, logging.DEBUG if args.verbose else logging.INFO)
+    _allow_files()
     # Until the service takes over, SIGTERM unwinds like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Cluster(**_cluster_options(args, bind)) as cluster:
@@ -94,6 +96,13 @@ def run(args: argparse.Namespace) -> int:
             server.close()
     log.info("ended")
     return 0
+
+
+def _allow_files() -> None:
+    """Raise the limit of open files as far as allowed: whoever reaches a port can use them up."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _endpoint(host: str, port: int) -> str:

@@ -116,6 +116,7 @@ class Service:
 
     def _look(self) -> None:
         """Tell the supervisor what clients wish and who is here."""
+        self._cluster.drain()
         for wish in self._inbox.wishes():
             self._happen(wish)
         here = [agent for agent in self._cluster.control.agents() if agent.alive]

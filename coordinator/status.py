@@ -21,6 +21,8 @@ class AgentStatus(msgspec.Struct, frozen=True):
         loading_percent: how far its weights are on the board, while it loads them.
         memory_offered_bytes: its budget.
         memory_free_bytes: available on the board now; None before the first heartbeat.
+        kv_free_pages: pages of each head group that no context has written to, of the plan that it
+            holds; None before its first heartbeat under that plan.
         n_head_groups: held, counted over all layers; n_columns likewise.
         round_trip_s: the least of its control link in the last five minutes, if known.
         reason: why it is gone, or what failed last.
@@ -33,6 +35,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     memory_free_bytes: int | None = None
     weights_bytes: int = 0
     kv_bytes: int = 0
+    kv_free_pages: int | None = None
     n_head_groups: int = 0
     n_columns: int = 0
     n_vocab_rows: int = 0
@@ -115,6 +118,7 @@ def _status(
     held = _held(member, geometry) if member else {}
     if not agent.alive:
         ready = None
+    of_plan = heartbeat if ready and heartbeat and heartbeat.epoch == ready.epoch else None
     return AgentStatus(
         agent.name,
         _state(agent, drained, set_aside),
@@ -123,6 +127,7 @@ def _status(
         heartbeat.memory_available_bytes if heartbeat else None,
         ready.weights_bytes if ready else 0,
         ready.kv_pool_bytes if ready else 0,
+        of_plan.kv_free_pages if of_plan else None,
         n_threads=hello.n_threads,
         bytes_per_s=hello.bytes_per_s,
         round_trip_s=heartbeat.round_trip_s if heartbeat and agent.alive else None,

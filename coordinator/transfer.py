@@ -23,4 +23,5 @@ def grant_pulls(
     for link in links:
         atoms = wanted_atoms(told[link.name], manifest)
         objects = [manifest.model_id, *(atom.hash for atom in atoms)]
-        bulk.grant(link.bulk_token, objects, grant_seconds(sum(a.n_bytes for a in atoms)))
+        for_s = grant_seconds(sum(a.n_bytes for a in atoms))
+        bulk.grant(link.bulk_token, objects, for_s, link.key)

@@ -23,7 +23,7 @@ from agent.messages import (
     decode_coordinator_message,
     encode,
 )
-from agent.sockets import CONTROL, HOT, set_options
+from agent.sockets import CONTROL, HOT, SocketKind, set_options
 from agent.versions import our_versions
 from coordinator import control as control_module
 from coordinator.control import Control
@@ -57,11 +57,11 @@ class Dialler:
     """A client of one channel, with whatever keys and routing id a test gives it."""
 
     def __init__(
-        self, port: int, curve: ClientCurve | None, route: bytes = b"", kind: object = CONTROL
+        self, port: int, curve: ClientCurve | None, route: bytes = b"", kind: SocketKind = CONTROL
     ) -> None:
         self._context: Context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
-        set_options(self.socket, kind, curve)  # type: ignore[arg-type]
+        set_options(self.socket, kind, curve)
         self.socket.setsockopt(zmq.SNDTIMEO, WAIT_MS)
         if route:
             self.socket.setsockopt(zmq.ROUTING_ID, route)
@@ -115,11 +115,13 @@ class Rig:
     def curve(self, pair: KeyPair) -> ClientCurve:
         return ClientCurve(self.gate.curve.own.public, pair)
 
-    def dial(self, pair: KeyPair, route: bytes = b"", **options: object) -> Dialler:
-        port = self.hot.port if options.get("kind") is HOT else self.control.port
-        dialler = Dialler(port, self.curve(pair), route, **options)  # type: ignore[arg-type]
+    def dial(self, pair: KeyPair, route: bytes = b"", kind: SocketKind = CONTROL) -> Dialler:
+        dialler = Dialler(self.port_of(kind), self.curve(pair), route, kind)
         self.diallers.append(dialler)
         return dialler
+
+    def port_of(self, kind: SocketKind) -> int:
+        return self.hot.port if kind is HOT else self.control.port
 
     def join(self, name: AgentName, instance: str = "1") -> tuple[Dialler, Welcome]:
         dialler = self.dial(self.pairs[name], f"{name}/{instance}".encode())

@@ -2,19 +2,27 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.bulk import Library
 from agent.curve import new_key_pair
+from agent.ids import AgentName
 from agent.join_file import encode_join_info, read_join_file
+from agent.messages import BulkRequest
 from agent.private_files import write_new
 from coordinator.cluster import Cluster
 from coordinator.keys import KeyStore
+from coordinator.membership import AgentState
 from kernels.errors import AgentLostError
-from tests.system.processes import AGENT, Command, free_port
+from tests.system.processes import AGENT, Command, free_port, wait_until
 from tools import cli
+
+READY, LOST = AgentState.READY, AgentState.LOST
 
 
 class Shelf:
@@ -34,7 +42,14 @@ class Shelf:
         return path
 
     def agent(self, *words: str | Path) -> Command:
-        agent = Command(*words, "--threads", "1", "--model-dir", self._models_root, program=AGENT)
+        return self._start(*words, "--model-dir", self._models_root)
+
+    def puller(self, join: Path) -> Command:
+        """Start an agent that has no weights yet."""
+        return self._start("--join", join, "--cache-dir", join.with_suffix(".cache"))
+
+    def _start(self, *words: str | Path) -> Command:
+        agent = Command(*words, "--threads", "1", program=AGENT)
         self._agents.append(agent)
         return agent
 
@@ -81,6 +96,60 @@ def test_a_key_revoked_mid_stream_ends_its_links_and_the_request(
         assert list(cluster.weights_bytes()) == ["pi-1"]
         assert len(list(cluster.generate(prompt_ids=[1], max_tokens=5))) == 5
     assert first.popen.poll() is None
+
+
+class Revoking:
+    """Notes whose requests for weights are served, and has one agent's key revoked midway.
+
+    It stands in the bulk thread's way while it waits, so that no pull can end meanwhile.
+    """
+
+    def __init__(self, victim: bytes, revoke: Callable[[], bool]) -> None:
+        self._victim, self._revoke = victim, revoke
+        self.served: Counter[bytes] = Counter()
+        self.served_after: Counter[bytes] = Counter()
+        self.revoked = False
+
+    def on_request(self, token: bytes) -> None:
+        (self.served_after if self.revoked else self.served)[token] += 1
+        if not self.revoked and self.served[self._victim] == 3:
+            assert self._revoke()
+            self.revoked = True
+
+
+def test_a_key_revoked_while_its_agent_pulls_ends_that_pull_alone(
+    shelf: Shelf, endless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [shelf.join_file(name) for name in ("pi-1", "pi-2")]
+    _, second = (shelf.puller(file) for file in files)
+    with shelf.cluster(endless, 0) as cluster:
+        control = cluster.control
+        control.wait_agents(2, 30.0)
+        tokens = [
+            s.bulk_token for s in control.link_secrets([AgentName("pi-1"), AgentName("pi-2")])
+        ]
+
+        def revoke() -> bool:
+            shelf.store.revoke("pi-2")
+            return wait_until(lambda: cluster.agent_names() == ["pi-1"], 5.0)
+
+        revoking, answer = Revoking(tokens[1], revoke), Library.answer
+
+        def noted(library: Library, request: BulkRequest, window_bytes: int) -> Any:
+            revoking.on_request(request.token)
+            return answer(library, request, window_bytes)
+
+        monkeypatch.setattr(Library, "answer", noted)
+        with pytest.raises(AgentLostError, match="'pi-2' was lost while loading: its key was rev"):
+            cluster.install(cluster.make_plan())
+        assert second.wait(5.0) == 1
+        assert "refused this agent: its key was revoked or replaced" in second.stderr
+        # The other one's part of that plan arrives whole.
+        assert wait_until(lambda: [a.state for a in control.agents()] == [READY, LOST], 30.0)
+        assert revoking.served_after.keys() <= {tokens[0]}
+        assert revoking.served.keys() | revoking.served_after.keys() == set(tokens)
+        cluster.install(cluster.make_plan())
+        assert len(list(cluster.generate(prompt_ids=[1], max_tokens=5))) == 5
 
 
 @pytest.mark.slow

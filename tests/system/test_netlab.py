@@ -6,16 +6,23 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from agent.versions import our_versions
 from tests.system.conftest import random_model
 from tests.system.processes import HEADWISE, ROOT, Command, wait_until
 
 NETLAB = ROOT.parent / "shared" / "tools" / "netlab" / "netlab.py"
 PORT = "7070"
+# Agents of releases that are still to come.
+OTHERS = {
+    "protocol": "import agent.frames as other; other.PROTOCOL_VERSION += 1",
+    "layout": "import agent.versions as other; other.LAYOUT_VERSION += 1",
+    "numerics": "import agent.versions as other; other.NUMERICS_VERSION += 1",
+}
 TELLS_S = 10.0
 
 pytestmark = [
@@ -53,11 +60,11 @@ class Host:
         self.home.mkdir()
         self._commands: list[Command] = []
 
-    def run(self, *words: str | Path) -> Command:
-        """Start a headwise command on this host."""
+    def run(self, *words: str | Path, program: Sequence[str] = HEADWISE) -> Command:
+        """Start a headwise command on this host, by another program if that is said."""
         command = Command(
             *words,
-            program=("ip", "netns", "exec", f"nlab-{self.name}", *HEADWISE),
+            program=("ip", "netns", "exec", f"nlab-{self.name}", *program),
             env={
                 "HOME": str(self.home),
                 "XDG_CONFIG_HOME": str(self.home / "config"),
@@ -177,6 +184,37 @@ def test_what_is_wrong_is_told_by_the_agent_in_time(lab: list[str], hosts: list[
     for what, command in agents.items():
         command.until("stderr", texts[what], TELLS_S + 5.0)
     assert time.monotonic() - began_s < 2 * TELLS_S
+
+
+def version_text(**rises: int) -> str:
+    """Return how our versions, some of them higher, stand in an error."""
+    ours = our_versions()
+    numbers = {name: getattr(ours, name) + rises.get(name, 0) for name in OTHERS}
+    inside = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    return f"headwise {ours.software} ({inside})"
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_an_agent_of_another_version_is_told_apart_by_both_sides(
+    lab: list[str], hosts: list[Host], what: str
+) -> None:
+    good, other = join_files(hosts, lab[0])
+    coordinator = serve(hosts[0], lab[0])
+    program = f"{OTHERS[what]}; import sys; from tools.cli import main; sys.exit(main())"
+    words = ("agent", "--join", other, "--threads", "1")
+    wrong = hosts[2].run(*words, program=(sys.executable, "-c", program))
+    assert wrong.wait(TELLS_S) == 1
+    reason = (
+        f"agent 'pi-2' has {version_text(**{what: 1})}, the coordinator {version_text()}; "
+        f"install the same headwise release on both"
+    )
+    assert wrong.stderr.endswith(
+        f"error: the coordinator at tcp://{lab[0]}:{PORT} refused this agent: {reason}\n"
+    )
+    coordinator.until("stderr", re.escape(f"refused an agent: {reason}"), TELLS_S)
+    # It keeps nobody else out.
+    agent(hosts[1], good)
+    assert hosts[0].ok("run", "-n", "5", "--wait-s", "60")
 
 
 def pulled_bytes(host: Host) -> int:

@@ -15,6 +15,16 @@ def test_only_the_token_the_objects_and_the_time_of_a_grant_are_allowed():
     assert len(grants) == 0
 
 
+def test_a_token_is_of_no_use_to_another_key():
+    grants = Grants()
+    grants.grant(b"a", ["x"], 10.0, "A")
+    assert grants.allows(b"a", "x", 1.0, "A")
+    assert not grants.allows(b"a", "x", 1.0, "B")
+    assert not grants.allows(b"a", "x", 1.0)
+    # Nor is it spoilt by the attempt.
+    assert grants.allows(b"a", "x", 1.0, "A")
+
+
 def test_a_later_grant_takes_the_place_of_a_former_one():
     grants = Grants()
     grants.grant(b"a", ["x"], 10.0)

@@ -26,7 +26,7 @@ def statuses() -> list[AgentStatus]:
         geometry = directory.geometry
     ready = agent(A, AgentState.READY, 2)
     ready.ready = Ready(Epoch(2), 1000, 2000, 0, 0.1)
-    ready.heartbeat = Heartbeat(1, 1 << 29, 5, round_trip_s=0.00123)
+    ready.heartbeat = Heartbeat(1, 1 << 29, 5, 7, Epoch(2), round_trip_s=0.00123)
     loading = agent(B, AgentState.LOADING, 2)
     loading.loading = Loading(Epoch(2), 30, 120)
     lost = agent(C, AgentState.LOST)
@@ -54,6 +54,16 @@ def test_what_a_member_holds_is_counted() -> None:
     # The last vocabulary atom holds what is left.
     assert 0 < a.n_vocab_rows <= 128
     assert (a.weights_bytes, a.kv_bytes, a.memory_free_bytes) == (1000, 2000, 1 << 29)
+
+
+def test_free_pages_are_those_of_the_plan_it_holds() -> None:
+    assert [status.kv_free_pages for status in statuses()] == [7, None, None, None, None]
+    before = agent(A, AgentState.READY, 2)
+    before.ready = Ready(Epoch(2), 1000, 2000, 0, 0.1)
+    before.heartbeat = Heartbeat(1, 1 << 29, 5, kv_free_pages=3, epoch=Epoch(1))
+    with ModelDirectory.open(demo_path()) as directory:
+        (found,) = agent_statuses([before], None, Epoch(2), directory.geometry, set(), set())
+    assert found.kv_free_pages is None
 
 
 def test_the_table_shows_it_all() -> None:
