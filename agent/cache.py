@@ -18,7 +18,6 @@ import errno
 import fcntl
 import mmap
 import os
-import struct
 import time
 import weakref
 import zlib
@@ -31,19 +30,15 @@ import numpy.typing as npt
 from agent.chunk_log import ChunkLog, ChunkRecord
 from agent.files import remove_strays, write_file
 from agent.ids import ModelId
+from agent.journal import JOURNAL_NAME, append_journal, keep_in_journal, read_journal
 from kernels.errors import ModelError
 from weights.directory import MANIFEST_NAME, WEIGHTS_NAME
 from weights.manifest import AtomLocation, Manifest, content_hash
 
-__all__ = ["CacheEntry", "default_cache_root", "read_journal"]
+__all__ = ["CacheEntry", "default_cache_root"]
 
-JOURNAL_NAME = "journal"
-# Two million atoms; larger models have other troubles.
-MAX_JOURNAL_BYTES = 64 << 20
 HOLD_ATTEMPTS = 50
 HOLD_POLL_S = 0.02
-
-_RECORD = struct.Struct("<QI16sI")
 
 
 def default_cache_root() -> Path:
@@ -70,7 +65,6 @@ class CacheEntry:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._manifest_path = self.directory / MANIFEST_NAME
         self._weights_path = self.directory / WEIGHTS_NAME
-        self._journal_path = self.directory / JOURNAL_NAME
         self._lock_fd = -1
         self._weights_fd = -1
         self._mapped: tuple[int, npt.NDArray[np.uint8]] | None = None
@@ -227,23 +221,13 @@ class CacheEntry:
         if not atoms:
             return
         os.fdatasync(self._open_weights())
-        records = b"".join(_record(atom) for atom in atoms)
-        fd = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            end = _RECORD.size * len(_parse(os.pread(fd, os.fstat(fd).st_size, 0)))
-            os.ftruncate(fd, end)
-            if os.pwrite(fd, records, end) != len(records):
-                raise OSError(errno.ENOSPC, f"{self._journal_path} cannot grow")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        append_journal(self.directory, atoms)
         self._open_log().forget(atom.offset_bytes for atom in atoms)
 
     def forget(self, atoms: Iterable[AtomLocation]) -> None:
         """Take damaged atoms out of the journal. Needs the lock."""
         damaged = {a.offset_bytes for a in atoms}
-        kept = [(o, h) for o, h in read_journal(self.directory).items() if o not in damaged]
-        write_file(self._journal_path, b"".join(_pack(offset, 0, name) for offset, name in kept))
+        keep_in_journal(self.directory, read_journal(self.directory).keys() - damaged)
         self._open_log().forget(damaged)
 
     def clean(self) -> None:
@@ -252,7 +236,7 @@ class CacheEntry:
             remove_strays(directory)
 
     def _forget_all(self) -> None:
-        self._journal_path.unlink(missing_ok=True)
+        (self.directory / JOURNAL_NAME).unlink(missing_ok=True)
         self._open_log().forget_all()
 
     def _open_weights(self) -> int:
@@ -264,32 +248,3 @@ class CacheEntry:
         if self._log is None:
             self._log = ChunkLog(self.directory / "chunks")
         return self._log
-
-
-def read_journal(directory: Path) -> dict[int, str]:
-    """Return the hash of each atom that an entry's journal names, by its offset in bytes."""
-    try:
-        with (directory / JOURNAL_NAME).open("rb") as file:
-            return dict(_parse(file.read(MAX_JOURNAL_BYTES)))
-    except OSError:
-        return {}
-
-
-def _parse(journal: bytes) -> list[tuple[int, str]]:
-    """Return offset and hash of each record up to the first that is torn."""
-    records = []
-    for at in range(0, len(journal) - _RECORD.size + 1, _RECORD.size):
-        offset, _, name, crc = _RECORD.unpack_from(journal, at)
-        if zlib.crc32(journal[at : at + _RECORD.size - 4]) != crc:
-            break
-        records.append((offset, name.hex()))
-    return records
-
-
-def _record(atom: AtomLocation) -> bytes:
-    return _pack(atom.offset_bytes, atom.n_bytes, atom.hash)
-
-
-def _pack(offset_bytes: int, n_bytes: int, name: str) -> bytes:
-    body = _RECORD.pack(offset_bytes, n_bytes, bytes.fromhex(name), 0)[:-4]
-    return body + zlib.crc32(body).to_bytes(4, "little")
