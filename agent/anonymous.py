@@ -5,13 +5,14 @@ difference; only pages that are written take memory, and they can be given back.
 """
 
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
+from agent.holes import gaps
 from weights.manifest import AtomLocation
 
-__all__ = ["AnonymousWeights", "gaps"]
+__all__ = ["AnonymousWeights"]
 
 
 class AnonymousWeights:
@@ -46,14 +47,3 @@ class AnonymousWeights:
                 # Not DONTNEED: Python's anonymous mappings are shared ones, whose pages that
                 # would only unmap.
                 self._mapping.madvise(mmap.MADV_REMOVE, first, n_bytes)
-
-
-def gaps(atoms: Iterable[AtomLocation], end_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) in bytes of all that lies between atoms, from 0 to end_bytes."""
-    start = 0
-    for atom in sorted(atoms, key=lambda atom: atom.offset_bytes):
-        if atom.offset_bytes > start:
-            yield start, atom.offset_bytes
-        start = max(start, atom.offset_bytes + atom.n_bytes)
-    if start < end_bytes:
-        yield start, end_bytes

@@ -8,6 +8,10 @@
                              users           held, shared, by all that have it open; its time of
                                              change is the last use
 
+Whoever maps weights.bin holds it shared, and that ends with the mapping itself, which may outlive
+`users` (`shared_map`). Parts of the file are given back only by the one that writes, while nobody
+else has it mapped: all others must take `lock` before they map it or believe the journal.
+
 An atom counts as present only when the journal names it with the manifest's hash; its record is
 appended after its bytes were synced. A torn or foreign journal tail is cut off. Atoms from the
 journal are hashed again when they are mapped (`store`), so bit rot on an SD card is found.
@@ -29,8 +33,10 @@ import numpy.typing as npt
 
 from agent.chunk_log import ChunkLog, ChunkRecord
 from agent.files import remove_strays, write_file
+from agent.holes import gaps, punch_hole
 from agent.ids import ModelId
 from agent.journal import JOURNAL_NAME, append_journal, keep_in_journal, read_journal
+from agent.shared_map import SharedMap
 from kernels.errors import ModelError
 from weights.directory import MANIFEST_NAME, WEIGHTS_NAME
 from weights.manifest import AtomLocation, Manifest, content_hash
@@ -67,7 +73,7 @@ class CacheEntry:
         self._weights_path = self.directory / WEIGHTS_NAME
         self._lock_fd = -1
         self._weights_fd = -1
-        self._mapped: tuple[int, npt.NDArray[np.uint8]] | None = None
+        self._map: SharedMap | None = None
         self._unsynced: list[AtomLocation] = []
         self._log: ChunkLog | None = None
         self._let_go: weakref.finalize[..., CacheEntry] | None = None
@@ -165,16 +171,14 @@ class CacheEntry:
             path.unlink()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            inode = os.fstat(fd).st_ino
-            if self._mapped is None or self._mapped[0] != inode:
+            if self._map is None or self._map.inode != os.fstat(fd).st_ino:
                 if os.fstat(fd).st_size == 0:
                     self._forget_all()
                     os.ftruncate(fd, n_bytes)
-                mapping = mmap.mmap(fd, n_bytes, access=mmap.ACCESS_READ)
-                self._mapped = inode, np.frombuffer(mapping, np.uint8)
+                self._map = SharedMap(fd, n_bytes)
         finally:
             os.close(fd)
-        return self._mapped[1]
+        return self._map.array
 
     def present(self, atoms: Iterable[AtomLocation]) -> set[int]:
         """Return the offsets of those atoms that the journal names with their hash."""
@@ -229,6 +233,42 @@ class CacheEntry:
         damaged = {a.offset_bytes for a in atoms}
         keep_in_journal(self.directory, read_journal(self.directory).keys() - damaged)
         self._open_log().forget(damaged)
+
+    def noted_bytes(self, atoms: Iterable[AtomLocation]) -> int:
+        """Return how many bytes of unfinished atoms are on the disk. Needs the lock."""
+        log = self._open_log()
+        return sum(log.covered_bytes(a.offset_bytes, a.n_bytes) for a in atoms)
+
+    @property
+    def weights_disk_bytes(self) -> int:
+        """The disk that weights.bin takes."""
+        return 512 * self._weights_path.stat().st_blocks
+
+    def keep_only(self, atoms: Iterable[AtomLocation]) -> bool:
+        """Forget all other atoms and give their disk back. Needs the lock and the map.
+
+        Returns:
+            False if anybody else has the file mapped or that cannot be told; nothing has changed.
+
+        Raises:
+            OSError: EOPNOTSUPP or ENOSYS, the filesystem cannot, and nothing has changed; or the
+                disk fails.
+        """
+        assert self._map is not None
+        with self._map.alone() as is_alone:
+            if is_alone:
+                self._keep_only(self._map.fd, {atom.offset_bytes: atom for atom in atoms})
+        return is_alone
+
+    def _keep_only(self, fd: int, kept: dict[int, AtomLocation]) -> None:
+        n_bytes = os.fstat(fd).st_size
+        # Asked where nothing can be lost, behind the end, before the journal forgets.
+        punch_hole(fd, n_bytes, mmap.PAGESIZE)
+        # The journal first: a power cut in between leaves bytes that nobody believes.
+        keep_in_journal(self.directory, kept.keys())
+        self._open_log().keep_only(kept.keys())
+        for start, end in gaps(kept.values(), n_bytes):
+            punch_hole(fd, start, end - start)
 
     def clean(self) -> None:
         """Remove what dead processes left half-written. Needs the lock."""

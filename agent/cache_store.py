@@ -1,5 +1,6 @@
 """Atoms that were pulled: in the cache or, without a writable disk, in anonymous memory."""
 
+import errno
 import logging
 from collections.abc import Callable, Sequence
 from threading import Event
@@ -111,14 +112,68 @@ class CacheStore(Store):
                 entry.forget(damaged)
             missing = [a for a in atoms if a.offset_bytes not in self._verified]
             if missing and self._limit_bytes is not None:
-                n_bytes = sum(a.n_bytes for a in missing)
-                make_room(entry.root, entry.model_id, n_bytes, self._limit_bytes)
+                self._make_room(entry, atoms, self._limit_bytes, cancelled)
             try:
                 return _pull(pull, CacheSink(missing, self._verified, entry))
             finally:
                 entry.sync()
         finally:
             entry.unlock()
+
+    def _make_room(
+        self, entry: CacheEntry, atoms: Sequence[AtomLocation], limit_bytes: int, cancelled: Event
+    ) -> None:
+        """Make the missing ones of `atoms` fit into the cache.
+
+        Raises:
+            OSError: EDQUOT, they do not.
+        """
+        missing = [a for a in atoms if a.offset_bytes not in self._verified]
+        # Chunks that a broken pull left are on the disk already.
+        n_bytes = n_bytes_of(missing) - entry.noted_bytes(missing)
+
+        def give_back(excess_bytes: int) -> bool:
+            most_bytes = entry.weights_disk_bytes + n_bytes - excess_bytes
+            return self._drop_others(entry, atoms, most_bytes, cancelled)
+
+        make_room(entry.root, entry.model_id, n_bytes, limit_bytes, give_back)
+
+    def _drop_others(
+        self, entry: CacheEntry, atoms: Sequence[AtomLocation], most_bytes: int, cancelled: Event
+    ) -> bool:
+        """Give back atoms that neither the assignment nor a living member names.
+
+        Not if `atoms`, with those in use, have more than `most_bytes` all the same.
+        """
+        wanted = {a.offset_bytes: a for a in atoms}
+
+        def fits() -> bool:
+            return n_bytes_of((self.leases.atoms | wanted).values()) <= most_bytes
+
+        if n_bytes_of(atoms) > most_bytes or not self.leases.wait(fits, cancelled):
+            return False
+        # Damaged atoms have nothing that is worth its disk.
+        here = {at: a for at, a in wanted.items() if at in self._verified or entry.noted_bytes([a])}
+        kept = self.leases.atoms | here
+        try:
+            dropped = entry.keep_only(kept.values())
+        except OSError as e:
+            if e.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            log.warning(
+                "cache %s: atoms of former plans stay, its filesystem gives no part of a file back",
+                entry.directory,
+            )
+            return False
+        if not dropped:
+            log.warning(
+                "cache %s: atoms of former plans stay, somebody else has the model mapped",
+                entry.directory,
+            )
+            return False
+        log.info("cache %s: atoms of former plans are dropped", entry.directory)
+        self._verified = {at: a for at, a in self._verified.items() if at in kept}
+        return True
 
     def _leave_cache(self, atoms: Sequence[AtomLocation]) -> list[_Blob]:
         """Go on without the cache; return those of `atoms` that are mapped from it.

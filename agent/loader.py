@@ -233,7 +233,7 @@ class Loader:
         if len(model_id) != 32 or not set(model_id) <= set("0123456789abcdef"):
             raise PlanError(f"assignment names model {model_id!r}, which is no hash")
         directory = find_directory(options.model_dirs, model_id)
-        if directory is not None:
+        if directory is not None and not self._is_cached(directory.directory, model_id):
             log.info("model=%s directory=%s", model_id, directory.directory)
             return DirectoryStore(directory, options.n_threads)
         entry = self._open_entry(model_id)
@@ -245,6 +245,11 @@ class Loader:
         return CacheStore(
             manifest, entry, options.memory_bytes, options.n_threads, options.cache_limit_bytes
         )
+
+    def _is_cached(self, directory: Path, model_id: ModelId) -> bool:
+        """Whether a directory is the model's place in our cache, where atoms come and go."""
+        root = self._options.cache_root
+        return root is not None and directory.resolve() == (root / "models" / model_id).resolve()
 
     def _open_entry(self, model_id: ModelId) -> CacheEntry | None:
         if self._options.cache_root is None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from agent import leases as leases_module
-from agent.anonymous import gaps
 from agent.cache_store import CacheStore
 from agent.frames import FrameType, Phase
+from agent.holes import gaps
 from agent.kv_ops import KvOp, KvOpCode
 from agent.leases import Leases
 from agent.member import kv_shape, wanted_atoms
