@@ -1,7 +1,7 @@
-"""The control channel: a thread that owns its ROUTER and the register of agents.
+"""The control channel: a thread that owns its ROUTER and keeps the register of agents.
 
 The decisions are `membership`'s; this file turns messages and the clock into its events and
-carries its actions out. Other threads ask through methods that take a lock, and send through an
+carries its actions out. Other threads ask through the methods of `register`, and send through an
 inproc pair, so that the socket never crosses threads.
 """
 
@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
 import zmq
@@ -30,7 +29,7 @@ from agent.versions import our_versions
 from coordinator.front_door import FrontDoor
 from coordinator.gate import Gate
 from coordinator.identity import LinkSecrets
-from coordinator.membership import Agent, AgentState, Membership
+from coordinator.membership import Membership
 from coordinator.membership_events import (
     Action,
     Assigned,
@@ -45,7 +44,7 @@ from coordinator.membership_events import (
     Tick,
     Welcomed,
 )
-from coordinator.planner import Offer
+from coordinator.register import POLL_S, Register
 from kernels.errors import AgentLostError, RemoteError
 
 __all__ = ["Control"]
@@ -53,12 +52,11 @@ __all__ = ["Control"]
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-POLL_S = 0.1
 STOP_S = 2.0
 FAREWELL_S = 0.5
 
 
-class Control:
+class Control(Register):
     """The control channel of one run.
 
     Args:
@@ -72,7 +70,6 @@ class Control:
 
     Attributes:
         port: the bound port.
-        how_to_join: what to tell users who miss an agent.
     """
 
     def __init__(
@@ -86,13 +83,8 @@ class Control:
         on_end: Callable[[LinkSecrets], None] = lambda _: None,
     ) -> None:
         versions = our_versions()
+        super().__init__(Membership(versions, HEARTBEAT_S))
         self._welcome = Welcome(run_id, hot_port, bulk_port, HEARTBEAT_S, versions)
-        self._membership = Membership(versions, HEARTBEAT_S)
-        self._changed = threading.Condition()
-        self._failures: dict[AgentName, tuple[Epoch, str]] = {}
-        self._awaited_s: dict[AgentName, float] = {}
-        self._fault = ""
-        self._exit_reason: Callable[[AgentName], str] = lambda _: ""
         self._socket = context.socket(zmq.ROUTER)
         set_options(self._socket, CONTROL, gate.curve if gate else None)
         self._socket.setsockopt(zmq.SNDTIMEO, 1000)
@@ -108,33 +100,6 @@ class Control:
         self._outer.connect(pipe)
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
-
-    def watch(self, exit_reason: Callable[[AgentName], str]) -> None:
-        """Ask `exit_reason` now and then whether the process of a local agent has ended."""
-        self._exit_reason = exit_reason
-
-    def offers(self) -> list[Offer]:
-        """Return what each agent that is here offers, by name."""
-        with self._changed:
-            return [
-                Offer(a.name, a.hello.memory_bytes, a.hello.bytes_per_s, a.hello.n_threads)
-                for a in self._membership.alive()
-            ]
-
-    def agents(self) -> list[Agent]:
-        """Return a copy of what is known of each agent, those that are gone included, by name.
-
-        Raises:
-            RemoteError: the thread that keeps the register has ended.
-        """
-        with self._changed:
-            self._raise_fault()
-            return [replace(agent) for agent in self._membership.agents()]
-
-    def failed(self, epoch: Epoch) -> frozenset[AgentName]:
-        """Return the agents that could not carry out their part of a plan."""
-        with self._changed:
-            return frozenset(name for name, (at, _) in self._failures.items() if at == epoch)
 
     @property
     def n_dropped(self) -> int:
@@ -154,45 +119,6 @@ class Control:
                 raise AgentLostError(f"agent {name!r} is gone; it cannot be given work")
         return [secrets for secrets in given.values() if secrets is not None]
 
-    def lost_reason(self, name: AgentName) -> str:
-        """Return why an agent that owes an answer is gone, or ""; cheap, from any thread."""
-        with self._changed:
-            if self._fault:
-                return self._fault
-            self._awaited_s[name] = time.monotonic()
-            agent = self._membership.get(name)
-            if agent is None:
-                return "it never said hello"
-            return "" if agent.alive else agent.reason or "it is gone"
-
-    def wait_agents(self, n_agents: int, wait_s: float, names: Sequence[AgentName] = ()) -> None:
-        """Wait until n_agents are here.
-
-        Args:
-            n_agents: how many.
-            wait_s: how long at most.
-            names: local agents among them; if the process of one ends, waiting is in vain.
-
-        Raises:
-            RemoteError: too few in time; says who is here.
-            AgentLostError: a local agent's process ended.
-        """
-        deadline_s = time.monotonic() + wait_s
-        with self._changed:
-            while len(here := [a.name for a in self._membership.alive()]) < n_agents:
-                for name in names:
-                    reason = self._exit_reason(name)
-                    if reason:
-                        raise AgentLostError(f"agent {name!r} did not start: {reason}")
-                self._raise_fault()
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise RemoteError(
-                        f"{len(here)} of {n_agents} agents are here after {wait_s:g} s "
-                        f"({', '.join(here) or 'none'}); {self.how_to_join}"
-                    )
-                self._changed.wait(min(left_s, POLL_S))
-
     def assign(self, told: Mapping[AgentName, Assignment]) -> None:
         """Send each agent its part of a plan."""
         for name, assignment in told.items():
@@ -206,47 +132,6 @@ class Control:
             # Whoever has gone since has freed it.
             with contextlib.suppress(AgentLostError):
                 self._tell(name, Release(epoch), Released(name, epoch))
-
-    def wait_ready(self, epoch: Epoch, names: Sequence[AgentName], stall_s: float) -> None:
-        """Wait until every agent of `names` is ready to serve an epoch.
-
-        Loading may take as long as it makes progress: weights come over slow links too.
-
-        Raises:
-            RemoteError: an agent cannot carry out its part, or none made progress for stall_s.
-            AgentLostError: an agent is gone.
-        """
-        deadline_s, seen = time.monotonic() + stall_s, -1
-        with self._changed:
-            while True:
-                waiting = []
-                for name in names:
-                    agent = self._membership.get(name)
-                    failed_epoch, reason = self._failures.get(name, (Epoch(0), ""))
-                    if agent is None or not agent.alive:
-                        why = agent.reason if agent else "it never said hello"
-                        raise AgentLostError(f"agent {name!r} was lost while loading: {why}")
-                    if failed_epoch == epoch:
-                        raise RemoteError(f"agent {name!r} cannot load its part: {reason}")
-                    if agent.state != AgentState.READY or agent.epoch != epoch:
-                        waiting.append(name)
-                self._raise_fault()
-                if not waiting:
-                    return
-                loaded = self._loaded_bytes(waiting) - len(waiting)
-                if loaded != seen:
-                    deadline_s, seen = time.monotonic() + stall_s, loaded
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise RemoteError(
-                        f"agents {', '.join(waiting)} are not ready and made no progress for "
-                        f"{stall_s:g} s; look at their logs"
-                    )
-                self._changed.wait(min(left_s, 1.0))
-
-    def _loaded_bytes(self, names: Sequence[AgentName]) -> int:
-        agents = [self._membership.get(name) for name in names]
-        return sum(a.loading.done_bytes for a in agents if a is not None and a.loading is not None)
 
     def close(self, leave: bool = False) -> None:
         """Tell the agents that the run is over and end the thread; `leave` asks them to exit."""
@@ -275,10 +160,6 @@ class Control:
             if event is not None:
                 self._membership.on_event(event, time.monotonic())
             self._outer.send_multipart([agent.link, encode(message)])
-
-    def _raise_fault(self) -> None:
-        if self._fault:
-            raise RemoteError(f"{self._fault}; start the coordinator again")
 
     # The thread.
 
