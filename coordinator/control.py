@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import zmq
@@ -44,6 +44,7 @@ from coordinator.membership_events import (
     Tick,
     Welcomed,
 )
+from coordinator.refusals import Refusals
 from coordinator.register import POLL_S, Register
 from kernels.errors import AgentLostError, RemoteError
 
@@ -87,11 +88,12 @@ class Control(Register):
         self._welcome = Welcome(run_id, hot_port, bulk_port, HEARTBEAT_S, versions)
         self._socket = context.socket(zmq.ROUTER)
         set_options(self._socket, CONTROL, gate.curve if gate else None)
-        self._socket.setsockopt(zmq.SNDTIMEO, 1000)
         self.port = bind_port(self._socket, endpoint)
         how = "--join FILE" if gate else f"--coordinator tcp://HOST:{self.port}"
         self.how_to_join = f"start others with `headwise agent {how}`"
         self._door = FrontDoor(context, self._socket, gate, on_end)
+        self._refusals = Refusals()
+        self._n_unread = self._n_mishaps = 0
         pipe = f"inproc://control-{id(self)}"
         self._inner = context.socket(zmq.PAIR)
         self._inner.bind(pipe)
@@ -188,11 +190,16 @@ class Control(Register):
                 if running:
                     self._send(link, data)
             if self._socket in ready:
-                self._receive()
+                with self._contained("a message"):
+                    self._receive()
             self._tick()
 
     def _receive(self) -> None:
-        got = self._door.read(self._socket.recv_multipart(copy=False), self._holder)
+        try:
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return  # its link was evicted meanwhile
+        got = self._door.read(frames, self._holder)
         if isinstance(got, Refuse):
             self._carry_out(got)
         elif got is not None:
@@ -217,17 +224,19 @@ class Control(Register):
             reason = "its key was revoked or replaced"
             self._send(given.link, encode(Refused(reason, retry=False)))
             self._take(LinkLost(given.link, reason))
-            self._door.evict(given.link)
+            self._evict(given.link)
 
     def _take(self, event: Event) -> None:
         with self._changed:
             actions = self._membership.on_event(event, time.monotonic())
             for action in actions:
-                self._carry_out(action)
+                with self._contained(type(action).__name__):
+                    self._carry_out(action)
             if actions:
                 self._changed.notify_all()
 
     def _carry_out(self, action: Action) -> None:
+        """Carry an action out, under the lock that others wait for: nothing here may block."""
         match action:
             case Welcomed(link, name):
                 log.info("agent=%s joined", name)
@@ -237,8 +246,12 @@ class Control(Register):
                 )
                 self._send(link, encode(welcome))
             case Refuse(link, reason, retry):
-                log.warning("refused an agent: %s", reason)
-                self._send(link, encode(Refused(reason, retry)))
+                to_answer, to_log = self._refusals.note(link, time.monotonic())
+                if to_log:
+                    n_refused = self._refusals.n_refused
+                    log.warning("refused an agent: %s (%d refused so far)", reason, n_refused)
+                if to_answer:
+                    self._send(link, encode(Refused(reason, retry)))
             case BecameReady(name, ready):
                 log.info(
                     "agent=%s ready epoch=%d weights_bytes=%d pulled_bytes=%d seconds=%.2f",
@@ -253,7 +266,34 @@ class Control(Register):
                 log.warning("agent=%s has finished no step for %.0f s", name, for_s)
 
     def _send(self, link: bytes, data: bytes) -> None:
+        """Send without waiting; a link that is closed, or whose queue is full, is lost."""
         try:
-            self._socket.send_multipart([link, data])
+            self._socket.send_multipart([link, data], zmq.NOBLOCK)
+        except zmq.Again:
+            self._n_unread += 1
+            if self._n_unread & (self._n_unread - 1) == 0:
+                n_ended = self._n_unread
+                log.warning("control: ended a link that is not read (%d so far)", n_ended)
+            self._take(LinkLost(link, "it does not read its control link: the queue is full"))
+            self._evict(link)
+        except zmq.ContextTerminated:
+            raise
         except zmq.ZMQError as e:
             self._take(LinkLost(link, f"its control link is closed ({e.strerror})"))
+
+    def _evict(self, link: bytes) -> None:
+        with self._contained("ending a link"):
+            self._door.evict(link)
+
+    @contextlib.contextmanager
+    def _contained(self, what: str) -> Iterator[None]:
+        """Keep what goes wrong with one link from ending the thread that serves them all."""
+        try:
+            yield
+        except zmq.ContextTerminated:
+            raise
+        except Exception:
+            self._n_mishaps += 1
+            if self._n_mishaps & (self._n_mishaps - 1) == 0:
+                n = self._n_mishaps
+                log.exception("control: %s went wrong (%d such errors so far)", what, n)
