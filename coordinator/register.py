@@ -6,13 +6,14 @@ does.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from agent.ids import AgentName, Epoch
+from coordinator.loading import LoadWatch
 from coordinator.membership import Agent, AgentState, Membership
 from coordinator.planner import Offer
-from kernels.errors import AgentLostError, RemoteError
+from kernels.errors import AgentLostError, LateAgentsError, RemoteError
 
 __all__ = ["POLL_S", "Register"]
 
@@ -105,46 +106,47 @@ class Register:
                     )
                 self._changed.wait(min(left_s, POLL_S))
 
-    def wait_ready(self, epoch: Epoch, names: Sequence[AgentName], stall_s: float) -> None:
-        """Wait until every agent of `names` is ready to serve an epoch.
+    def wait_ready(self, epoch: Epoch, n_bytes: Mapping[AgentName, int], stall_s: float) -> None:
+        """Wait until every member of a plan is ready to serve it.
 
-        Loading may take as long as it makes progress: weights come over slow links too.
+        Args:
+            epoch: the plan's.
+            n_bytes: the weights of each member's part.
+            stall_s: how long a member may make no progress; see `loading`.
 
         Raises:
-            RemoteError: an agent cannot carry out its part, or none made progress for stall_s.
+            RemoteError: an agent cannot carry out its part.
+            LateAgentsError: agents made no progress, or too little; names them.
             AgentLostError: an agent is gone.
         """
-        deadline_s, seen = time.monotonic() + stall_s, -1
+        watch = LoadWatch(n_bytes, stall_s, time.monotonic())
         with self._changed:
             while True:
-                waiting = []
-                for name in names:
-                    agent = self._membership.get(name)
-                    failed_epoch, reason = self._failures.get(name, (Epoch(0), ""))
-                    if agent is None or not agent.alive:
-                        why = agent.reason if agent else "it never said hello"
-                        raise AgentLostError(f"agent {name!r} was lost while loading: {why}")
-                    if failed_epoch == epoch:
-                        raise RemoteError(f"agent {name!r} cannot load its part: {reason}")
-                    if agent.state != AgentState.READY or agent.epoch != epoch:
-                        waiting.append(name)
                 self._raise_fault()
+                waiting = [name for name in n_bytes if not self._is_ready(name, epoch)]
                 if not waiting:
                     return
-                loaded = self._loaded_bytes(waiting) - len(waiting)
-                if loaded != seen:
-                    deadline_s, seen = time.monotonic() + stall_s, loaded
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise RemoteError(
-                        f"agents {', '.join(waiting)} are not ready and made no progress for "
-                        f"{stall_s:g} s; look at their logs"
-                    )
-                self._changed.wait(min(left_s, 1.0))
+                now_s = time.monotonic()
+                for name in waiting:
+                    agent = self._membership.get(name)
+                    if agent is not None and agent.loading is not None:
+                        watch.note(name, agent.loading.done_bytes, now_s)
+                late = watch.late(waiting, now_s)
+                if late is not None:
+                    raise LateAgentsError(f"agents {', '.join(late.names)}: {late.why}", late.names)
+                # Progress wakes nobody.
+                self._changed.wait(min(watch.due_s(waiting) - now_s, 1.0))
 
-    def _loaded_bytes(self, names: Sequence[AgentName]) -> int:
-        agents = [self._membership.get(name) for name in names]
-        return sum(a.loading.done_bytes for a in agents if a is not None and a.loading is not None)
+    def _is_ready(self, name: AgentName, epoch: Epoch) -> bool:
+        """Whether an agent is ready to serve an epoch; raises if it never will be."""
+        agent = self._membership.get(name)
+        if agent is None or not agent.alive:
+            why = agent.reason if agent else "it never said hello"
+            raise AgentLostError(f"agent {name!r} was lost while loading: {why}")
+        failed_epoch, reason = self._failures.get(name, (Epoch(0), ""))
+        if failed_epoch == epoch:
+            raise RemoteError(f"agent {name!r} cannot load its part: {reason}")
+        return agent.state == AgentState.READY and agent.epoch == epoch
 
     def _raise_fault(self) -> None:
         if self._fault:
