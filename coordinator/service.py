@@ -52,6 +52,10 @@ LOOK_S = 0.2
 ENDING = "the coordinator has been stopped; start the request again once it is back"
 
 
+class _GivenUpError(RemoteError):
+    """Nobody waits for the text that is being written."""
+
+
 class Service:
     """Serves requests on a cluster whose agents come and go.
 
@@ -77,6 +81,9 @@ class Service:
         self._due_s = 0.0
         self._ending = False
         self._may_interrupt = False
+        self._writing: Request | None = None
+        # A long prompt takes minutes; a client that leaves and `stop` shall not wait for it.
+        cluster.interrupt = self._check
 
     @property
     def desk(self) -> Desk:
@@ -263,20 +270,29 @@ class Service:
         )
         has_text = cluster.tokenizer is not None
         request.say(Began(request.number, has_text, self._desk.view.placement))
+        self._writing = request
         try:
             for token in generation:
                 request.say(Piece(token.id, token.text))
-                if self._ending:
-                    raise RemoteError(ENDING)
-                if request.given_up:
-                    log.info("given up: %s", request.given_up)
-                    break
+                self._check()
                 for wish in self._inbox.wishes():
                     self._happen(wish)
                     self._desk.view = replace(self._desk.view, state="writing")
+        except _GivenUpError as e:
+            log.info("given up: %s", e)
         finally:
+            self._writing = None
             generation.close()
         result = generation.result()
         assert cluster.plan is not None
         request.say(Finished(request.number, result, cluster.plan))
         return result
+
+    def _check(self) -> None:
+        """End the text being written if the coordinator ends or nobody waits for the text."""
+        if self._writing is None:
+            return
+        if self._ending:
+            raise RemoteError(ENDING)
+        if self._writing.given_up:
+            raise _GivenUpError(self._writing.given_up)
