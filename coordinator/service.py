@@ -41,7 +41,13 @@ from coordinator.supervisor import (
     Supervisor,
     Wait,
 )
-from kernels.errors import AgentLostError, FaultyAgentError, HeadwiseError, RemoteError
+from kernels.errors import (
+    AgentLostError,
+    FaultyAgentError,
+    HeadwiseError,
+    LateAgentsError,
+    RemoteError,
+)
 
 __all__ = ["Service"]
 
@@ -157,7 +163,8 @@ class Service:
                 self._load(plan, members)
         except HeadwiseError as e:
             kept = before is not None and cluster.plan is before
-            culprits = cluster.control.failed(cluster.epoch)
+            late = e.agents if isinstance(e, LateAgentsError) else ()
+            culprits = cluster.control.failed(cluster.epoch) | frozenset(map(AgentName, late))
             log.warning("no new plan epoch=%d: %s", cluster.epoch, e)
             if not kept:
                 cluster.drop_plan()
