@@ -29,7 +29,7 @@ from coordinator.gate import Evictor
 from coordinator.gather import Gather
 from coordinator.phase_walk import MAX_SEQ, Stop, Walked
 from coordinator.plain_text import MAX_REASON_CHARS, one_line
-from kernels.errors import AgentLostError, RemoteError, WireError
+from kernels.errors import AgentLostError, LateAgentsError, RemoteError, WireError
 from kernels.layout import round_up
 
 __all__ = ["HotLink", "HotPeer", "Reply"]
@@ -169,7 +169,8 @@ class HotLink:
             deadline_s: monotonic time to give up.
 
         Raises:
-            AgentLostError: a member did not dial the hot port in time.
+            LateAgentsError: members did not dial the hot port in time; names them.
+            AgentLostError: a member is gone.
         """
         self._names = {Rank(r): name for r, name in enumerate(names)}
         self._peers = {Rank(r): peer for r, peer in enumerate(peers)}
@@ -182,11 +183,10 @@ class HotLink:
         self._slots = [row.data for row in self.inbox]
         while len(self._routes) < len(names):
             self._await_hello()
-            missing = ", ".join(n for r, n in self._names.items() if r not in self._routes)
+            missing = [n for r, n in self._names.items() if r not in self._routes]
             if missing and time.monotonic() > deadline_s:
-                raise AgentLostError(
-                    f"no hot link from agent {missing} in time; can it reach port {self.port}?"
-                )
+                text = f"no hot link from agent {', '.join(missing)} in time"
+                raise LateAgentsError(f"{text}; can it reach port {self.port}?", missing)
             self._raise_if_lost(self._names)
 
     def _await_hello(self) -> None:
