@@ -106,13 +106,20 @@ class Register:
                     )
                 self._changed.wait(min(left_s, POLL_S))
 
-    def wait_ready(self, epoch: Epoch, n_bytes: Mapping[AgentName, int], stall_s: float) -> None:
+    def wait_ready(
+        self,
+        epoch: Epoch,
+        n_bytes: Mapping[AgentName, int],
+        stall_s: float,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
         """Wait until every member of a plan is ready to serve it.
 
         Args:
             epoch: the plan's.
             n_bytes: the weights of each member's part.
             stall_s: how long a member may make no progress; see `loading`.
+            meanwhile: called now and then, must not wait.
 
         Raises:
             RemoteError: an agent cannot carry out its part.
@@ -123,6 +130,7 @@ class Register:
         with self._changed:
             while True:
                 self._raise_fault()
+                meanwhile()
                 waiting = [name for name in n_bytes if not self._is_ready(name, epoch)]
                 if not waiting:
                     return

@@ -156,7 +156,8 @@ class Rig:
         self.link = HotLink(self.context, "tcp://127.0.0.1:*", RUN, lost or (lambda _: ""))
         self.members = [FakeMember(r, self.link.port, script) for r in range(len(NAMES))]
         peers = [HotPeer(f"{name}/1".encode()) for name in NAMES]
-        self.link.join(NAMES, peers, EPOCH, HEADER_BYTES + 4 * 8 * D, time.monotonic() + 20)
+        self.link.expect(NAMES, peers, EPOCH, HEADER_BYTES + 4 * 8 * D)
+        self.link.join(time.monotonic() + 20)
         self.engine = Engine(self.link, plan(wire), GEOMETRY, RUN, EPOCH, 8, bound)
 
     def step(self, n_rows: int = 1, seed: int = 0) -> np.ndarray:
