@@ -31,14 +31,23 @@ def parse_address(text: str) -> Address:
     """Parse tcp://HOST:PORT; an IPv6 address stands in brackets.
 
     Raises:
-        InputError: anything else.
+        InputError: anything else, or a host that no name service could be asked about.
     """
     match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(\d{1,5})", text)
     if match is None or not 1 <= int(match[2]) <= 65535:
         raise InputError(
             f"{text!r} is no coordinator address; write it like tcp://192.168.1.10:7070"
         )
-    return Address(match[1].strip("[]"), int(match[2]))
+    host = match[1].strip("[]")
+    try:
+        # What a lookup does first: found here, it is a typing error and not a silent network.
+        host.encode("idna")
+    except UnicodeError as e:
+        raise InputError(
+            f"{host!r} in {text!r} can be no host name ({_idna_reason(e)}); the parts between its "
+            f"dots have 1 to 63 characters: write it like tcp://192.168.1.10:7070"
+        ) from e
+    return Address(host, int(match[2]))
 
 
 def is_loopback(host: str) -> bool:
@@ -64,9 +73,17 @@ def resolve(address: Address, attempt: int) -> Address:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as e:
         raise RemoteError(f"host {address.host!r} cannot be resolved ({e.strerror})") from e
+    except UnicodeError as e:
+        # No OSError, although nothing but a name is wrong: an empty or too long part, a stray byte.
+        raise RemoteError(f"host {address.host!r} cannot be resolved ({_idna_reason(e)})") from e
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     hosts = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     return Address(hosts[attempt % len(hosts)], address.port)
+
+
+def _idna_reason(error: UnicodeError) -> str:
+    """Return what is wrong with a host name, without the words of the codec around it."""
+    return str(error.__cause__ or error)
 
 
 def check_name(name: str) -> AgentName:

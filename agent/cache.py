@@ -8,6 +8,10 @@
                              users           held, shared, by all that have it open; its time of
                                              change is the last use
 
+Whoever maps weights.bin holds it shared, and that ends with the mapping itself, which may outlive
+`users` (`shared_map`). Parts of the file are given back only by the one that writes, while nobody
+else has it mapped: all others must take `lock` before they map it or believe the journal.
+
 An atom counts as present only when the journal names it with the manifest's hash; its record is
 appended after its bytes were synced. A torn or foreign journal tail is cut off. Atoms from the
 journal are hashed again when they are mapped (`store`), so bit rot on an SD card is found.
@@ -18,7 +22,6 @@ import errno
 import fcntl
 import mmap
 import os
-import struct
 import time
 import weakref
 import zlib
@@ -30,20 +33,18 @@ import numpy.typing as npt
 
 from agent.chunk_log import ChunkLog, ChunkRecord
 from agent.files import remove_strays, write_file
+from agent.holes import gaps, punch_hole
 from agent.ids import ModelId
+from agent.journal import JOURNAL_NAME, append_journal, keep_in_journal, read_journal
+from agent.shared_map import SharedMap
 from kernels.errors import ModelError
 from weights.directory import MANIFEST_NAME, WEIGHTS_NAME
 from weights.manifest import AtomLocation, Manifest, content_hash
 
-__all__ = ["CacheEntry", "default_cache_root", "read_journal"]
+__all__ = ["CacheEntry", "default_cache_root"]
 
-JOURNAL_NAME = "journal"
-# Two million atoms; larger models have other troubles.
-MAX_JOURNAL_BYTES = 64 << 20
 HOLD_ATTEMPTS = 50
 HOLD_POLL_S = 0.02
-
-_RECORD = struct.Struct("<QI16sI")
 
 
 def default_cache_root() -> Path:
@@ -70,10 +71,9 @@ class CacheEntry:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._manifest_path = self.directory / MANIFEST_NAME
         self._weights_path = self.directory / WEIGHTS_NAME
-        self._journal_path = self.directory / JOURNAL_NAME
         self._lock_fd = -1
         self._weights_fd = -1
-        self._mapped: tuple[int, npt.NDArray[np.uint8]] | None = None
+        self._map: SharedMap | None = None
         self._unsynced: list[AtomLocation] = []
         self._log: ChunkLog | None = None
         self._let_go: weakref.finalize[..., CacheEntry] | None = None
@@ -171,16 +171,14 @@ class CacheEntry:
             path.unlink()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            inode = os.fstat(fd).st_ino
-            if self._mapped is None or self._mapped[0] != inode:
+            if self._map is None or self._map.inode != os.fstat(fd).st_ino:
                 if os.fstat(fd).st_size == 0:
                     self._forget_all()
                     os.ftruncate(fd, n_bytes)
-                mapping = mmap.mmap(fd, n_bytes, access=mmap.ACCESS_READ)
-                self._mapped = inode, np.frombuffer(mapping, np.uint8)
+                self._map = SharedMap(fd, n_bytes)
         finally:
             os.close(fd)
-        return self._mapped[1]
+        return self._map.array
 
     def present(self, atoms: Iterable[AtomLocation]) -> set[int]:
         """Return the offsets of those atoms that the journal names with their hash."""
@@ -227,24 +225,50 @@ class CacheEntry:
         if not atoms:
             return
         os.fdatasync(self._open_weights())
-        records = b"".join(_record(atom) for atom in atoms)
-        fd = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            end = _RECORD.size * len(_parse(os.pread(fd, os.fstat(fd).st_size, 0)))
-            os.ftruncate(fd, end)
-            if os.pwrite(fd, records, end) != len(records):
-                raise OSError(errno.ENOSPC, f"{self._journal_path} cannot grow")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        append_journal(self.directory, atoms)
         self._open_log().forget(atom.offset_bytes for atom in atoms)
 
     def forget(self, atoms: Iterable[AtomLocation]) -> None:
         """Take damaged atoms out of the journal. Needs the lock."""
         damaged = {a.offset_bytes for a in atoms}
-        kept = [(o, h) for o, h in read_journal(self.directory).items() if o not in damaged]
-        write_file(self._journal_path, b"".join(_pack(offset, 0, name) for offset, name in kept))
+        keep_in_journal(self.directory, read_journal(self.directory).keys() - damaged)
         self._open_log().forget(damaged)
+
+    def noted_bytes(self, atoms: Iterable[AtomLocation]) -> int:
+        """Return how many bytes of unfinished atoms are on the disk. Needs the lock."""
+        log = self._open_log()
+        return sum(log.covered_bytes(a.offset_bytes, a.n_bytes) for a in atoms)
+
+    @property
+    def weights_disk_bytes(self) -> int:
+        """The disk that weights.bin takes."""
+        return 512 * self._weights_path.stat().st_blocks
+
+    def keep_only(self, atoms: Iterable[AtomLocation]) -> bool:
+        """Forget all other atoms and give their disk back. Needs the lock and the map.
+
+        Returns:
+            False if anybody else has the file mapped or that cannot be told; nothing has changed.
+
+        Raises:
+            OSError: EOPNOTSUPP or ENOSYS, the filesystem cannot, and nothing has changed; or the
+                disk fails.
+        """
+        assert self._map is not None
+        with self._map.alone() as is_alone:
+            if is_alone:
+                self._keep_only(self._map.fd, {atom.offset_bytes: atom for atom in atoms})
+        return is_alone
+
+    def _keep_only(self, fd: int, kept: dict[int, AtomLocation]) -> None:
+        n_bytes = os.fstat(fd).st_size
+        # Asked where nothing can be lost, behind the end, before the journal forgets.
+        punch_hole(fd, n_bytes, mmap.PAGESIZE)
+        # The journal first: a power cut in between leaves bytes that nobody believes.
+        keep_in_journal(self.directory, kept.keys())
+        self._open_log().keep_only(kept.keys())
+        for start, end in gaps(kept.values(), n_bytes):
+            punch_hole(fd, start, end - start)
 
     def clean(self) -> None:
         """Remove what dead processes left half-written. Needs the lock."""
@@ -252,7 +276,7 @@ class CacheEntry:
             remove_strays(directory)
 
     def _forget_all(self) -> None:
-        self._journal_path.unlink(missing_ok=True)
+        (self.directory / JOURNAL_NAME).unlink(missing_ok=True)
         self._open_log().forget_all()
 
     def _open_weights(self) -> int:
@@ -264,32 +288,3 @@ class CacheEntry:
         if self._log is None:
             self._log = ChunkLog(self.directory / "chunks")
         return self._log
-
-
-def read_journal(directory: Path) -> dict[int, str]:
-    """Return the hash of each atom that an entry's journal names, by its offset in bytes."""
-    try:
-        with (directory / JOURNAL_NAME).open("rb") as file:
-            return dict(_parse(file.read(MAX_JOURNAL_BYTES)))
-    except OSError:
-        return {}
-
-
-def _parse(journal: bytes) -> list[tuple[int, str]]:
-    """Return offset and hash of each record up to the first that is torn."""
-    records = []
-    for at in range(0, len(journal) - _RECORD.size + 1, _RECORD.size):
-        offset, _, name, crc = _RECORD.unpack_from(journal, at)
-        if zlib.crc32(journal[at : at + _RECORD.size - 4]) != crc:
-            break
-        records.append((offset, name.hex()))
-    return records
-
-
-def _record(atom: AtomLocation) -> bytes:
-    return _pack(atom.offset_bytes, atom.n_bytes, atom.hash)
-
-
-def _pack(offset_bytes: int, n_bytes: int, name: str) -> bytes:
-    body = _RECORD.pack(offset_bytes, n_bytes, bytes.fromhex(name), 0)[:-4]
-    return body + zlib.crc32(body).to_bytes(4, "little")

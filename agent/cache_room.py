@@ -1,6 +1,7 @@
 """What the cache holds, how much disk it takes, and who gives way when it grows too big.
 
-Models are the unit: the one used longest ago goes first, never one that a process has open.
+Models are the unit: the one used longest ago goes first, never one that a process has open. Where
+that is not enough, the model that grows may give some of its own atoms back.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +48,13 @@ def held_models(root: Path) -> list[Held]:
     return sorted(found, key=lambda held: held.used_s, reverse=True)
 
 
-def make_room(root: Path, keep: ModelId, n_bytes: int, limit_bytes: int) -> None:
+def make_room(
+    root: Path,
+    keep: ModelId,
+    n_bytes: int,
+    limit_bytes: int,
+    give_back: Callable[[int], bool] = lambda _: False,
+) -> None:
     """Remove the models used longest ago until n_bytes more fit into the cache.
 
     Args:
@@ -54,21 +62,31 @@ def make_room(root: Path, keep: ModelId, n_bytes: int, limit_bytes: int) -> None
         keep: the model that is to grow; never removed.
         n_bytes: how much it grows.
         limit_bytes: most that the cache may take.
+        give_back: asked last, with how much is still too much: takes from `keep` what it can
+            spare and says whether it did.
 
     Raises:
         OSError: EDQUOT, it does not fit although all that may go is gone.
     """
-    models = held_models(root)
-    excess_bytes = sum(m.disk_bytes for m in models) + n_bytes - limit_bytes
-    for model in reversed(models):
-        if excess_bytes <= 0:
-            return
-        if model.model_id != keep and remove_model(model.directory):
-            excess_bytes -= model.disk_bytes
+    excess_bytes = _remove_models(root, keep, limit_bytes - n_bytes)
+    if excess_bytes > 0 and give_back(excess_bytes):
+        excess_bytes = _remove_models(root, keep, limit_bytes - n_bytes)
     if excess_bytes > 0:
         raise OSError(
             errno.EDQUOT, f"{n_bytes} bytes more do not fit the cache limit of {limit_bytes}"
         )
+
+
+def _remove_models(root: Path, keep: ModelId, target_bytes: int) -> int:
+    """Remove models, the one used longest ago first; return what the rest has above the target."""
+    models = held_models(root)
+    excess_bytes = sum(m.disk_bytes for m in models) - target_bytes
+    for model in reversed(models):
+        if excess_bytes <= 0:
+            break
+        if model.model_id != keep and remove_model(model.directory):
+            excess_bytes -= model.disk_bytes
+    return excess_bytes
 
 
 def remove_model(directory: Path) -> bool:

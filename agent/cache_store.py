@@ -1,22 +1,20 @@
-"""Atoms that were pulled: in the cache or, without a writable disk, in anonymous memory.
+"""Atoms that were pulled: in the cache or, without a writable disk, in anonymous memory."""
 
-Chunks are kept as they arrive, so that a pull that is broken off, in this process or a former
-one, goes on where it stopped.
-"""
-
+import errno
 import logging
-import mmap
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from threading import Event
 
 import numpy as np
+import numpy.typing as npt
 
+from agent.anonymous import AnonymousWeights
+from agent.atom_sinks import AtomSink, CacheSink, MemorySink
 from agent.cache import CacheEntry
 from agent.cache_room import make_room
 from agent.files import is_disk_trouble
-from agent.pull import Chunk, Wanted
-from agent.puller import Cancelled, Sink
+from agent.leases import n_bytes_of
+from agent.puller import Cancelled
 from agent.store import Puller, Store
 from kernels.errors import ResourceError
 from weights.manifest import AtomLocation, Manifest, content_hash
@@ -25,8 +23,10 @@ __all__ = ["CacheStore"]
 
 log = logging.getLogger(__name__)
 
-SYNC_BYTES = 32 << 20
 LOCK_POLL_S = 0.2
+
+# An atom and its bytes.
+_Blob = tuple[AtomLocation, npt.NDArray[np.uint8]]
 
 
 class CacheStore(Store):
@@ -52,7 +52,7 @@ class CacheStore(Store):
         self._entry = entry
         self._memory_bytes = memory_bytes
         self._limit_bytes = limit_bytes
-        self._memory_chunks: dict[int, list[tuple[int, int]]] = {}
+        self._memory: AnonymousWeights | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -72,6 +72,7 @@ class CacheStore(Store):
         cancelled: Event,
     ) -> int:
         """Verify what the journal names and pull the rest; see Store."""
+        saved: list[_Blob] = []
         if self._entry is not None:
             try:
                 return self._ensure_cached(self._entry, atoms, pull, touched, cancelled)
@@ -82,11 +83,11 @@ class CacheStore(Store):
                     "cache %s fails (%s); running from memory",
                     self._entry.directory, e.strerror or e,
                 )  # fmt: skip
-                self._leave_cache()
-        if not len(self.weights):
-            self._allocate(atoms)
+                saved = self._leave_cache(atoms)
+        memory = self._fit_memory(atoms, cancelled)
+        self._copy(saved, memory)
         missing = [a for a in atoms if a.offset_bytes not in self._verified]
-        return _pull(missing, pull, _MemorySink(missing, self))
+        return _pull(pull, MemorySink(missing, self._verified, memory))
 
     def _ensure_cached(
         self,
@@ -111,139 +112,126 @@ class CacheStore(Store):
                 entry.forget(damaged)
             missing = [a for a in atoms if a.offset_bytes not in self._verified]
             if missing and self._limit_bytes is not None:
-                n_bytes = sum(a.n_bytes for a in missing)
-                make_room(entry.root, entry.model_id, n_bytes, self._limit_bytes)
+                self._make_room(entry, atoms, self._limit_bytes, cancelled)
             try:
-                return _pull(missing, pull, _CacheSink(missing, entry, self._verified))
+                return _pull(pull, CacheSink(missing, self._verified, entry))
             finally:
                 entry.sync()
         finally:
             entry.unlock()
 
-    def _allocate(self, atoms: Sequence[AtomLocation]) -> None:
-        """Reserve anonymous memory of the file's size; only atoms that are written take any."""
-        n_bytes = sum(a.n_bytes for a in atoms)
-        if n_bytes > self._memory_bytes:
-            raise ResourceError(
-                f"{n_bytes} bytes of weights fit neither the cache's disk nor the "
-                f"{self._memory_bytes} bytes of memory offered; free disk space, raise "
-                f"--cache-limit or name another place with --cache-dir"
-            )
-        mapping = mmap.mmap(-1, self.manifest.weights_bytes)
-        self.weights = np.frombuffer(mapping, np.uint8)
+    def _make_room(
+        self, entry: CacheEntry, atoms: Sequence[AtomLocation], limit_bytes: int, cancelled: Event
+    ) -> None:
+        """Make the missing ones of `atoms` fit into the cache.
 
-    def _leave_cache(self) -> None:
-        """Go on without the cache: mapped atoms are copied.
+        Raises:
+            OSError: EDQUOT, they do not.
+        """
+        missing = [a for a in atoms if a.offset_bytes not in self._verified]
+        # Chunks that a broken pull left are on the disk already.
+        n_bytes = n_bytes_of(missing) - entry.noted_bytes(missing)
+
+        def give_back(excess_bytes: int) -> bool:
+            most_bytes = entry.weights_disk_bytes + n_bytes - excess_bytes
+            return self._drop_others(entry, atoms, most_bytes, cancelled)
+
+        make_room(entry.root, entry.model_id, n_bytes, limit_bytes, give_back)
+
+    def _drop_others(
+        self, entry: CacheEntry, atoms: Sequence[AtomLocation], most_bytes: int, cancelled: Event
+    ) -> bool:
+        """Give back atoms that neither the assignment nor a living member names.
+
+        Not if `atoms`, with those in use, have more than `most_bytes` all the same.
+        """
+        wanted = {a.offset_bytes: a for a in atoms}
+
+        def fits() -> bool:
+            return n_bytes_of((self.leases.atoms | wanted).values()) <= most_bytes
+
+        if n_bytes_of(atoms) > most_bytes or not self.leases.wait(fits, cancelled):
+            return False
+        # Damaged atoms have nothing that is worth its disk.
+        here = {at: a for at, a in wanted.items() if at in self._verified or entry.noted_bytes([a])}
+        kept = self.leases.atoms | here
+        try:
+            dropped = entry.keep_only(kept.values())
+        except OSError as e:
+            if e.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            log.warning(
+                "cache %s: atoms of former plans stay, its filesystem gives no part of a file back",
+                entry.directory,
+            )
+            return False
+        if not dropped:
+            log.warning(
+                "cache %s: atoms of former plans stay, somebody else has the model mapped",
+                entry.directory,
+            )
+            return False
+        log.info("cache %s: atoms of former plans are dropped", entry.directory)
+        self._verified = {at: a for at, a in self._verified.items() if at in kept}
+        return True
+
+    def _leave_cache(self, atoms: Sequence[AtomLocation]) -> list[_Blob]:
+        """Go on without the cache; return those of `atoms` that are mapped from it.
 
         What the journal names stays for the next start, and for other agents that use the entry.
         """
-        old, kept = self.weights, self._verified
+        saved = [(a, self.blob(a)) for a in atoms if a.offset_bytes in self._verified]
         self.close()
         self._entry, self.weights, self._verified = None, np.empty(0, np.uint8), {}
-        held = list(kept.values())
-        if held:
-            self._allocate(held)
-        for atom in held:
-            data = bytearray(old[atom.offset_bytes :][: atom.n_bytes])
+        return saved
+
+    def _fit_memory(self, atoms: Sequence[AtomLocation], cancelled: Event) -> AnonymousWeights:
+        """Give back what nobody needs any more, and reserve memory for `atoms`.
+
+        Raises:
+            ResourceError: they do not fit beside the atoms that living members use.
+        """
+        wanted = {a.offset_bytes: a for a in atoms}
+
+        def to_hold() -> dict[int, AtomLocation]:
+            in_use = self.leases.atoms
+            return {at: a for at, a in self._verified.items() if at in in_use} | wanted
+
+        def fits() -> bool:
+            return n_bytes_of(to_hold().values()) <= self._memory_bytes
+
+        if n_bytes_of(atoms) > self._memory_bytes or not self.leases.wait(fits, cancelled):
+            raise self._too_much(n_bytes_of(atoms), n_bytes_of(to_hold().values()))
+        if self._memory is None:
+            # As large as the file; only atoms that are written take any.
+            self._memory = AnonymousWeights(self.manifest.weights_bytes)
+            self.weights = self._memory.array
+        kept = to_hold()
+        self._verified = {at: a for at, a in self._verified.items() if at in kept}
+        self._memory.keep_only(kept.values())
+        return self._memory
+
+    def _too_much(self, wanted_bytes: int, total_bytes: int) -> ResourceError:
+        others_bytes = total_bytes - wanted_bytes
+        beside = f", beside {others_bytes} of a plan that was not released," if others_bytes else ""
+        return ResourceError(
+            f"{wanted_bytes} bytes of weights{beside} fit neither the cache's disk nor the "
+            f"{self._memory_bytes} bytes of memory offered; free disk space, raise "
+            f"--cache-limit or name another place with --cache-dir"
+        )
+
+    def _copy(self, saved: Sequence[_Blob], memory: AnonymousWeights) -> None:
+        """Take over atoms that were mapped from the cache, if they are still sound."""
+        for atom, blob in saved:
+            data = bytearray(blob)
             # Hashed again: a disk that fails to sync may have lost what was written.
             if content_hash(memoryview(data)) == atom.hash:
-                self.put(atom, 0, data)
+                memory.put(atom, 0, data)
                 self._verified[atom.offset_bytes] = atom
 
-    def put(self, atom: AtomLocation, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Copy bytes of an atom into anonymous memory."""
-        at = atom.offset_bytes + offset
-        self.weights[at : at + len(data)] = np.frombuffer(data, np.uint8)
 
-
-class _AtomSink(Sink):
-    """Puts pulled objects at every place of theirs; counts the bytes that came over the wire."""
-
-    def __init__(self, atoms: Iterable[AtomLocation], verified: dict[int, AtomLocation]) -> None:
-        self.places: dict[str, list[AtomLocation]] = {}
-        for atom in atoms:
-            self.places.setdefault(atom.hash, []).append(atom)
-        self.verified = verified
-        self.n_bytes = 0
-
-    def keep(self, chunk: Chunk) -> None:
-        """Write a chunk to the first place of its object."""
-        self.n_bytes += len(chunk.data)
-        self.write(self.places[chunk.wanted.object_id][0], chunk.offset, chunk.data)
-
-    def take(self, wanted: Wanted, data: bytearray) -> None:
-        """Write a whole object to its other places, and count all of them as here."""
-        atoms = self.places[wanted.object_id]
-        for atom in atoms[1:]:
-            self.write(atom, 0, data)
-        for atom in atoms:
-            self.finish(atom)
-            self.verified[atom.offset_bytes] = atom
-
-    @abstractmethod
-    def write(self, atom: AtomLocation, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes of an atom."""
-
-    @abstractmethod
-    def finish(self, atom: AtomLocation) -> None:
-        """Note that an atom is whole."""
-
-
-class _CacheSink(_AtomSink):
-    """Writes to the cache, which is synced now and then."""
-
-    def __init__(
-        self, atoms: Iterable[AtomLocation], entry: CacheEntry, verified: dict[int, AtomLocation]
-    ) -> None:
-        super().__init__(atoms, verified)
-        self._entry = entry
-        self._n_unsynced = 0
-
-    def resume(self, wanted: Wanted) -> Iterable[tuple[int, bytes]]:
-        """Return chunks that this or another process kept."""
-        return self._entry.chunks(self.places[wanted.object_id][0])
-
-    def write(self, atom: AtomLocation, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes of an atom."""
-        self._entry.write(atom, offset, data)
-
-    def finish(self, atom: AtomLocation) -> None:
-        """Note that an atom is whole."""
-        self._entry.finish(atom)
-        self._n_unsynced += atom.n_bytes
-        if self._n_unsynced >= SYNC_BYTES:
-            self._entry.sync()
-            self._n_unsynced = 0
-
-
-class _MemorySink(_AtomSink):
-    """Writes to anonymous memory; chunks of unfinished atoms stay for the next pull."""
-
-    def __init__(self, atoms: Iterable[AtomLocation], store: CacheStore) -> None:
-        super().__init__(atoms, store._verified)
-        self._store = store
-        self._chunks = store._memory_chunks
-
-    def resume(self, wanted: Wanted) -> Iterable[tuple[int, bytes]]:
-        """Return chunks that a former pull of this process kept."""
-        atom = self.places[wanted.object_id][0]
-        blob = self._store.blob(atom)
-        for offset, end in self._chunks.get(atom.offset_bytes, ()):
-            yield offset, blob[offset:end].tobytes()
-
-    def write(self, atom: AtomLocation, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes of an atom."""
-        self._store.put(atom, offset, data)
-        self._chunks.setdefault(atom.offset_bytes, []).append((offset, offset + len(data)))
-
-    def finish(self, atom: AtomLocation) -> None:
-        """Note that an atom is whole."""
-        self._chunks.pop(atom.offset_bytes, None)
-
-
-def _pull(atoms: Sequence[AtomLocation], pull: Puller, sink: _AtomSink) -> int:
-    wanted = [Wanted(name, at[0].n_bytes, str(at[0])) for name, at in sink.places.items()]
-    if wanted:
+def _pull(pull: Puller, sink: AtomSink) -> int:
+    if wanted := sink.wanted:
         pull(wanted, sink)
     return sink.n_bytes
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agent.cache import CacheEntry, default_cache_root, read_journal
+from agent.cache import CacheEntry, default_cache_root
 from agent.cache_room import Held, held_models, remove_model
+from agent.journal import read_journal
 from kernels.errors import InputError, ModelError, ResourceError
 from weights.directory import MANIFEST_NAME, WEIGHTS_NAME
 from weights.manifest import MAX_MANIFEST_BYTES, AtomLocation, Manifest, content_hash

@@ -9,7 +9,7 @@ it. Does not know weights.bin.
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +52,15 @@ class ChunkLog:
         """Return the chunks noted for an atom, in the order they came."""
         return list(self._by_atom.get(atom_offset, ()))
 
+    def covered_bytes(self, atom_offset: int, atom_bytes: int) -> int:
+        """Return how many bytes of an atom its chunks cover; none is counted twice."""
+        total_bytes = end = 0
+        for record in sorted(self.chunks(atom_offset), key=lambda record: record.start):
+            stop = min(record.start + record.n_bytes, atom_bytes)
+            total_bytes += max(0, stop - max(record.start, end))
+            end = max(end, stop)
+        return total_bytes
+
     def add(self, record: ChunkRecord) -> None:
         """Note a chunk that was written.
 
@@ -70,9 +79,13 @@ class ChunkLog:
         self._end_bytes = 0
         self._append(rest)
 
+    def keep_only(self, atom_offsets: Collection[int]) -> None:
+        """Drop all other atoms."""
+        self.forget([offset for offset in self._by_atom if offset not in atom_offsets])
+
     def forget_all(self) -> None:
         """Drop all atoms: weights.bin is another file now."""
-        self.forget(list(self._by_atom))
+        self.keep_only(())
 
     def close(self) -> None:
         """Close the file."""

@@ -19,9 +19,11 @@ import zmq
 from agent.cache import CacheEntry
 from agent.cache_store import CacheStore
 from agent.curve import ClientCurve
-from agent.events import Event, Loaded, LoadFailed, LoadKey, Progress
+from agent.events import Event, Loaded, LoadFailed, LoadKey
 from agent.files import is_disk_trouble
 from agent.ids import ModelId
+from agent.leases import n_bytes_of
+from agent.load_progress import LoadProgress
 from agent.member import Member, check_assignment, kv_shape, make_member, wanted_atoms
 from agent.messages import Ready
 from agent.pull import Wanted
@@ -31,13 +33,12 @@ from agent.store import DirectoryStore, Store, find_directory
 from agent.warm import warm_kernels
 from kernels.errors import HeadwiseError, PlanError, ResourceError
 from kernels.pool import Pool
-from weights.manifest import MAX_MANIFEST_BYTES, Manifest
+from weights.manifest import MAX_MANIFEST_BYTES, AtomLocation, Manifest
 
 __all__ = ["Loader", "LoaderOptions"]
 
 log = logging.getLogger(__name__)
 
-PROGRESS_S = 0.25
 MAX_REASON = 1000
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -164,10 +165,10 @@ class Loader:
         manifest = store.manifest
         check_assignment(assignment, manifest.geometry)
         atoms = wanted_atoms(assignment, manifest)
-        weights_bytes = sum(a.n_bytes for a in atoms)
+        weights_bytes = n_bytes_of(atoms)
         kv_bytes = kv_shape(assignment, manifest.geometry).pool_bytes
-        self._check_memory(weights_bytes, kv_bytes)
-        progress = _Progress(lambda event: self._tell(job, event), job.key, weights_bytes)
+        self._check_memory(store, atoms, kv_bytes, job.cancelled)
+        progress = LoadProgress(lambda event: self._tell(job, event), job.key, weights_bytes)
 
         def pull(wanted: Sequence[Wanted], sink: Sink) -> None:
             base_bytes = progress.done_bytes
@@ -182,6 +183,7 @@ class Loader:
         if job.cancelled.is_set():
             raise Cancelled("the assignment was withdrawn")
         member = make_member(assignment, manifest, store.weights, self._pool)
+        store.leases.add(member.kernels, atoms, kv_bytes)
         seconds = time.monotonic() - started_s
         log.info(
             "epoch=%d loaded weights_bytes=%d kv_bytes=%d pulled_bytes=%d seconds=%.2f",
@@ -189,12 +191,29 @@ class Loader:
         )  # fmt: skip
         return member, Ready(assignment.epoch, weights_bytes, kv_bytes, pulled_bytes, seconds)
 
-    def _check_memory(self, weights_bytes: int, kv_bytes: int) -> None:
-        offered = self._options.memory_bytes
+    def _check_memory(
+        self,
+        store: Store,
+        atoms: Sequence[AtomLocation],
+        kv_bytes: int,
+        cancelled: threading.Event,
+    ) -> None:
+        offered, leases, weights_bytes = self._options.memory_bytes, store.leases, n_bytes_of(atoms)
+
+        def total_bytes() -> int:
+            held = leases.atoms | {atom.offset_bytes: atom for atom in atoms}
+            return n_bytes_of(held.values()) + leases.kv_bytes + kv_bytes
+
+        asked = f"the plan asks for {weights_bytes} bytes of weights and {kv_bytes} of KV"
         if weights_bytes + kv_bytes > offered:
             raise ResourceError(
-                f"the plan asks for {weights_bytes} bytes of weights and {kv_bytes} of KV but "
-                f"this agent offers {offered} bytes; plan with more agents or a shorter context"
+                f"{asked} but this agent offers {offered} bytes; plan with more agents or a "
+                f"shorter context"
+            )
+        if not leases.wait(lambda: total_bytes() <= offered, cancelled):
+            raise ResourceError(
+                f"{asked}, {total_bytes()} together with a plan that is still in force, but this "
+                f"agent offers {offered} bytes; release that plan first"
             )
 
     def _store(self, job: _Job) -> Store:
@@ -214,7 +233,7 @@ class Loader:
         if len(model_id) != 32 or not set(model_id) <= set("0123456789abcdef"):
             raise PlanError(f"assignment names model {model_id!r}, which is no hash")
         directory = find_directory(options.model_dirs, model_id)
-        if directory is not None:
+        if directory is not None and not self._is_cached(directory.directory, model_id):
             log.info("model=%s directory=%s", model_id, directory.directory)
             return DirectoryStore(directory, options.n_threads)
         entry = self._open_entry(model_id)
@@ -226,6 +245,11 @@ class Loader:
         return CacheStore(
             manifest, entry, options.memory_bytes, options.n_threads, options.cache_limit_bytes
         )
+
+    def _is_cached(self, directory: Path, model_id: ModelId) -> bool:
+        """Whether a directory is the model's place in our cache, where atoms come and go."""
+        root = self._options.cache_root
+        return root is not None and directory.resolve() == (root / "models" / model_id).resolve()
 
     def _open_entry(self, model_id: ModelId) -> CacheEntry | None:
         if self._options.cache_root is None:
@@ -269,30 +293,3 @@ def _keep_manifest(entry: CacheEntry | None, data: bytes) -> CacheEntry | None:
         log.warning("cache %s cannot be written: %s", entry.directory, e)
         return None
     return entry
-
-
-class _Progress:
-    """Posts how far loading is, a few times a second."""
-
-    def __init__(self, post: Callable[[Event], None], key: LoadKey, total_bytes: int) -> None:
-        self._post = post
-        self._key = key
-        self._total_bytes = total_bytes
-        self._posted_s = 0.0
-        self.done_bytes = 0
-
-    def add(self, n_bytes: int) -> None:
-        """Count bytes that are on the board."""
-        self.reach(self.done_bytes + n_bytes)
-
-    def reach(self, done_bytes: int) -> None:
-        """Set how many bytes are on the board."""
-        self.done_bytes = done_bytes
-        now_s = time.monotonic()
-        if now_s - self._posted_s >= PROGRESS_S:
-            self._posted_s = now_s
-            self._post(Progress(self._key, done_bytes, self._total_bytes))
-
-    def finish(self) -> None:
-        """Post that all is there."""
-        self._post(Progress(self._key, self._total_bytes, self._total_bytes))

@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cache-dir", type=Path, metavar="DIR", help="where pulled weights are kept")
     add(
         "--cache-limit", type=parse_size_bytes, metavar="SIZE",
-        help="most disk for pulled weights, as 20G; models used longest ago are removed",
+        help="most disk for pulled weights, as 20G; models used longest ago are removed, then what "
+        "no plan needs of the present one",
     )  # fmt: skip
     add(
         "--pin", action="store_true",

@@ -72,13 +72,17 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """Agent -> coordinator, every second; `progress` counts finished steps."""
+    """Agent -> coordinator, every second; `progress` counts finished steps.
+
+    `round_trip_s` is the least of this link of late, as the kernel measures it; None = not known.
+    """
 
     progress: int
     memory_available_bytes: int
     resident_bytes: int
     kv_free_pages: int = 0
     epoch: Epoch = Epoch(0)
+    round_trip_s: float | None = None
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):

@@ -46,6 +46,7 @@ from agent.loader import Loader, LoaderOptions
 from agent.mailbox import Mailbox
 from agent.messages import Heartbeat, Hello, Welcome, decode_coordinator_message, encode
 from agent.resources import available_memory_bytes
+from agent.round_trip import round_trip_s
 from agent.session import Session
 from agent.sockets import CONTROL, set_options
 from kernels.errors import RemoteError, WireError
@@ -107,6 +108,7 @@ class Runtime:
         self._bulk_endpoint, self._bulk_token = "", b""
         self._socket: Socket | None = None
         self._monitor: Socket | None = None
+        self._link_fd = -1
         self._hot: HotLoop | None = None
         self._last_hot: HotLoop | None = None
         self._ended: Exit | None = None
@@ -178,10 +180,12 @@ class Runtime:
     def _look_at_link(self, monitor: Socket | None) -> Iterator[Event]:
         while monitor is not None and monitor is self._monitor:
             try:
-                event = recv_monitor_message(monitor, zmq.NOBLOCK)["event"]
+                told = recv_monitor_message(monitor, zmq.NOBLOCK)
             except zmq.Again:
                 return
-            meant = self._handshake.on_event(event)
+            if told["event"] == zmq.EVENT_CONNECTED:
+                self._link_fd = int(told["value"])
+            meant = self._handshake.on_event(told["event"])
             if meant is not None:
                 yield meant
 
@@ -234,6 +238,7 @@ class Runtime:
             resident_bytes=self._loader.resident_bytes,
             kv_free_pages=hot.n_free_pages if hot else 0,
             epoch=epoch,
+            round_trip_s=round_trip_s(self._link_fd),
         )
 
     def _dial(self) -> None:
@@ -256,6 +261,7 @@ class Runtime:
             self._socket.disable_monitor()
             self._socket.close(linger=LINGER_MS)
         self._socket = self._monitor = None
+        self._link_fd = -1
 
     def _open_hot(self, welcome: Welcome) -> None:
         self._bulk_endpoint = str(self._peer._replace(port=welcome.bulk_port))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.ids import ModelId
+from agent.leases import Leases
 from agent.pull import Wanted
 from agent.puller import Cancelled, Sink
 from kernels.errors import ModelError
@@ -39,6 +40,7 @@ class Store(ABC):
     Attributes:
         manifest: the model's manifest.
         weights: (weights_bytes,) uint8; only verified atoms may be read.
+        leases: which atoms are in use; `ensure` takes other ones away if room is short.
     """
 
     def __init__(self, manifest: Manifest, weights: U8, n_threads: int) -> None:
@@ -46,6 +48,7 @@ class Store(ABC):
         self.weights = weights
         self._n_threads = n_threads
         self._verified: dict[int, AtomLocation] = {}
+        self.leases = Leases()
 
     @abstractmethod
     def ensure(

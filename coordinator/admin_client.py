@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -17,11 +18,13 @@ from coordinator.admin_messages import (
 from coordinator.admin_path import connect, find_admin_path
 from kernels.errors import InputError, RemoteError
 
-__all__ = ["AdminClient", "find_coordinator"]
+__all__ = ["AdminClient", "await_coordinator", "find_coordinator"]
 
 # Three beats of a coordinator that has nothing else to tell.
 ANSWER_S = 30.0
 CHUNK_BYTES = 65536
+# How often to look for a coordinator that is starting; nothing announces its socket.
+LOOK_S = 0.1
 
 
 class AdminClient:
@@ -124,3 +127,27 @@ def find_coordinator(port: int | None) -> AdminClient:
             f"no coordinator of yours runs on this machine{where}; start one with `headwise serve`"
         )
     return AdminClient(connect(path), int(path.stem))
+
+
+def await_coordinator(port: int | None, within_s: float) -> AdminClient:
+    """Return a client as `find_coordinator` does, of one that is just starting too.
+
+    Raises:
+        RemoteError: none runs within the time.
+        InputError: as `find_coordinator`.
+    """
+    began_s = time.monotonic()
+    told = False
+    while True:
+        try:
+            return find_coordinator(port)
+        except RemoteError as e:
+            # Written so that NaN ends the wait.
+            if not time.monotonic() - began_s < within_s:
+                if not told:
+                    raise
+                raise RemoteError(f"after {within_s:g} s of waiting {e}") from e
+        if not told:
+            told = True
+            print("waiting for the coordinator to start", file=sys.stderr, flush=True)
+        time.sleep(LOOK_S)

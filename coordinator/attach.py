@@ -1,13 +1,14 @@
 """Texts from the coordinator that runs on this machine, for `headwise run`.
 
-Without --local or --bind, `run` attaches where a coordinator runs; --attach insists on one.
+Without --local or --bind, `run` attaches where a coordinator runs; --attach insists on one, and
+waits for one that is just starting.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
 
-from coordinator.admin_client import AdminClient, find_coordinator
+from coordinator.admin_client import AdminClient, await_coordinator, find_coordinator
 from coordinator.admin_messages import Began, Finished, Generate, Notice, Piece, Reply
 from coordinator.admin_path import find_admin_path
 from coordinator.plan import Plan
@@ -22,13 +23,17 @@ IN_PROCESS = {
     "ctx": None, "exact": False, "kv": None, "pin": False, "insecure": False, "keys": None,
 }  # fmt: skip
 
+# A coordinator loads compiled code and its model before it listens: some seconds on a board.
+START_S = 30.0
+
 
 def add_attach_argument(parser: argparse.ArgumentParser) -> None:
     """Add the option that insists on the running coordinator."""
     parser.add_argument(
         "--attach", type=int, nargs="?", const=0, metavar="PORT",
-        help="use the coordinator that `headwise serve` runs on this machine (default, if one "
-        "runs and neither --local nor --bind is given)",
+        help="use the coordinator that `headwise serve` runs on this machine, nothing else, and "
+        "wait for it if it is just starting (default: use it if it runs, and neither --local nor "
+        "--bind is given; else start an agent here)",
     )  # fmt: skip
 
 
@@ -43,7 +48,11 @@ def attach(args: argparse.Namespace) -> AdminClient | None:
     apart = args.local is not None or args.bind is not None
     if args.attach is None and (apart or find_admin_path(None) is None):
         return None
-    client = find_coordinator(args.attach or None)
+    if args.attach is None:
+        client = find_coordinator(None)
+    else:
+        # Nobody shall wait to be told of an option that is wrong.
+        client = await_coordinator(args.attach or None, 0.0 if given else min(args.wait_s, START_S))
     if given:
         option = given[0].replace("_", "-")
         remedy = "leave it out" if args.attach is not None else "leave it out, or add --local N"

@@ -12,7 +12,7 @@ One thread uses a Cluster. Sockets of the control and bulk channels live in thre
 import contextlib
 import secrets
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -71,6 +71,10 @@ class Cluster:
             own where one is free.
         verbose: let local agents log to stderr.
 
+    Attributes:
+        interrupt: called between the chunks of a prompt, and about ten times a second while
+            members are waited for; whatever it raises ends the text being written.
+
     Raises:
         HeadwiseError: whatever keeps the cluster from coming up, in words for its user.
     """
@@ -105,6 +109,7 @@ class Cluster:
         wire: KvFormat = "f32" if exact else "f16"
         self._run_id = RunId(secrets.randbits(64))
         self._last_kv_id = 0
+        self.interrupt: Callable[[], None] = lambda: None
         self._generations: weakref.WeakSet[Generation] = weakref.WeakSet()
         # Closed in reverse order, each even if another fails.
         self._parts = contextlib.ExitStack()
@@ -231,9 +236,15 @@ class Cluster:
         return self._control
 
     @property
-    def n_frames_dropped(self) -> int:
-        """Hot frames that nobody waited for or that could not be read."""
-        return self._hot.n_dropped
+    def counters(self) -> dict[str, int]:
+        """What was dropped and refused on each channel, as fields of `status.Status`."""
+        return {
+            "n_frames_dropped": self._hot.n_dropped,
+            "n_messages_dropped": self._control.n_dropped,
+            "n_pulls_dropped": self._bulk.n_dropped,
+            "n_pulls_refused": self._bulk.n_refused,
+            "n_keys_refused": self._gate.n_refused if self._gate else 0,
+        }
 
     def drain(self) -> None:
         """Drop what agents sent on the hot channel unasked; call it now and then between texts."""
@@ -317,6 +328,7 @@ class Cluster:
             options=options or SamplingOptions(),
             stop=stop,
             kv_id=self._next_kv_id(),
+            check=self._check,
         )
         generation = Generation(writer)
         self._generations.add(generation)
@@ -359,8 +371,15 @@ class Cluster:
         return KvId(self._last_kv_id)
 
     def _lost_reason(self, rank: Rank) -> str:
-        """Return why the member of that rank is gone, or ""."""
-        return self._installer.lost_reason(rank)
+        """Return why the member of that rank, which is awaited, is gone, or ""."""
+        reason = self._installer.lost_reason(rank)
+        if not reason:
+            self._check()
+        return reason
+
+    def _check(self) -> None:
+        # Whoever calls this was made before somebody set `interrupt`.
+        self.interrupt()
 
     def _is_busy(self) -> bool:
         """Whether a request runs."""

@@ -1,7 +1,7 @@
-"""The control channel: a thread that owns its ROUTER and the register of agents.
+"""The control channel: a thread that owns its ROUTER and keeps the register of agents.
 
 The decisions are `membership`'s; this file turns messages and the clock into its events and
-carries its actions out. Other threads ask through methods that take a lock, and send through an
+carries its actions out. Other threads ask through the methods of `register`, and send through an
 inproc pair, so that the socket never crosses threads.
 """
 
@@ -9,8 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import zmq
@@ -30,7 +29,7 @@ from agent.versions import our_versions
 from coordinator.front_door import FrontDoor
 from coordinator.gate import Gate
 from coordinator.identity import LinkSecrets
-from coordinator.membership import Agent, AgentState, Membership
+from coordinator.membership import Membership
 from coordinator.membership_events import (
     Action,
     Assigned,
@@ -45,7 +44,8 @@ from coordinator.membership_events import (
     Tick,
     Welcomed,
 )
-from coordinator.planner import Offer
+from coordinator.refusals import Refusals
+from coordinator.register import POLL_S, Register
 from kernels.errors import AgentLostError, RemoteError
 
 __all__ = ["Control"]
@@ -53,12 +53,11 @@ __all__ = ["Control"]
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-POLL_S = 0.1
 STOP_S = 2.0
 FAREWELL_S = 0.5
 
 
-class Control:
+class Control(Register):
     """The control channel of one run.
 
     Args:
@@ -72,7 +71,6 @@ class Control:
 
     Attributes:
         port: the bound port.
-        how_to_join: what to tell users who miss an agent.
     """
 
     def __init__(
@@ -86,20 +84,16 @@ class Control:
         on_end: Callable[[LinkSecrets], None] = lambda _: None,
     ) -> None:
         versions = our_versions()
+        super().__init__(Membership(versions, HEARTBEAT_S))
         self._welcome = Welcome(run_id, hot_port, bulk_port, HEARTBEAT_S, versions)
-        self._membership = Membership(versions, HEARTBEAT_S)
-        self._changed = threading.Condition()
-        self._failures: dict[AgentName, tuple[Epoch, str]] = {}
-        self._awaited_s: dict[AgentName, float] = {}
-        self._fault = ""
-        self._exit_reason: Callable[[AgentName], str] = lambda _: ""
         self._socket = context.socket(zmq.ROUTER)
         set_options(self._socket, CONTROL, gate.curve if gate else None)
-        self._socket.setsockopt(zmq.SNDTIMEO, 1000)
         self.port = bind_port(self._socket, endpoint)
         how = "--join FILE" if gate else f"--coordinator tcp://HOST:{self.port}"
         self.how_to_join = f"start others with `headwise agent {how}`"
         self._door = FrontDoor(context, self._socket, gate, on_end)
+        self._refusals = Refusals()
+        self._n_unread = self._n_mishaps = 0
         pipe = f"inproc://control-{id(self)}"
         self._inner = context.socket(zmq.PAIR)
         self._inner.bind(pipe)
@@ -108,33 +102,6 @@ class Control:
         self._outer.connect(pipe)
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
-
-    def watch(self, exit_reason: Callable[[AgentName], str]) -> None:
-        """Ask `exit_reason` now and then whether the process of a local agent has ended."""
-        self._exit_reason = exit_reason
-
-    def offers(self) -> list[Offer]:
-        """Return what each agent that is here offers, by name."""
-        with self._changed:
-            return [
-                Offer(a.name, a.hello.memory_bytes, a.hello.bytes_per_s, a.hello.n_threads)
-                for a in self._membership.alive()
-            ]
-
-    def agents(self) -> list[Agent]:
-        """Return a copy of what is known of each agent, those that are gone included, by name.
-
-        Raises:
-            RemoteError: the thread that keeps the register has ended.
-        """
-        with self._changed:
-            self._raise_fault()
-            return [replace(agent) for agent in self._membership.agents()]
-
-    def failed(self, epoch: Epoch) -> frozenset[AgentName]:
-        """Return the agents that could not carry out their part of a plan."""
-        with self._changed:
-            return frozenset(name for name, (at, _) in self._failures.items() if at == epoch)
 
     @property
     def n_dropped(self) -> int:
@@ -154,45 +121,6 @@ class Control:
                 raise AgentLostError(f"agent {name!r} is gone; it cannot be given work")
         return [secrets for secrets in given.values() if secrets is not None]
 
-    def lost_reason(self, name: AgentName) -> str:
-        """Return why an agent that owes an answer is gone, or ""; cheap, from any thread."""
-        with self._changed:
-            if self._fault:
-                return self._fault
-            self._awaited_s[name] = time.monotonic()
-            agent = self._membership.get(name)
-            if agent is None:
-                return "it never said hello"
-            return "" if agent.alive else agent.reason or "it is gone"
-
-    def wait_agents(self, n_agents: int, wait_s: float, names: Sequence[AgentName] = ()) -> None:
-        """Wait until n_agents are here.
-
-        Args:
-            n_agents: how many.
-            wait_s: how long at most.
-            names: local agents among them; if the process of one ends, waiting is in vain.
-
-        Raises:
-            RemoteError: too few in time; says who is here.
-            AgentLostError: a local agent's process ended.
-        """
-        deadline_s = time.monotonic() + wait_s
-        with self._changed:
-            while len(here := [a.name for a in self._membership.alive()]) < n_agents:
-                for name in names:
-                    reason = self._exit_reason(name)
-                    if reason:
-                        raise AgentLostError(f"agent {name!r} did not start: {reason}")
-                self._raise_fault()
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise RemoteError(
-                        f"{len(here)} of {n_agents} agents are here after {wait_s:g} s "
-                        f"({', '.join(here) or 'none'}); {self.how_to_join}"
-                    )
-                self._changed.wait(min(left_s, POLL_S))
-
     def assign(self, told: Mapping[AgentName, Assignment]) -> None:
         """Send each agent its part of a plan."""
         for name, assignment in told.items():
@@ -206,47 +134,6 @@ class Control:
             # Whoever has gone since has freed it.
             with contextlib.suppress(AgentLostError):
                 self._tell(name, Release(epoch), Released(name, epoch))
-
-    def wait_ready(self, epoch: Epoch, names: Sequence[AgentName], stall_s: float) -> None:
-        """Wait until every agent of `names` is ready to serve an epoch.
-
-        Loading may take as long as it makes progress: weights come over slow links too.
-
-        Raises:
-            RemoteError: an agent cannot carry out its part, or none made progress for stall_s.
-            AgentLostError: an agent is gone.
-        """
-        deadline_s, seen = time.monotonic() + stall_s, -1
-        with self._changed:
-            while True:
-                waiting = []
-                for name in names:
-                    agent = self._membership.get(name)
-                    failed_epoch, reason = self._failures.get(name, (Epoch(0), ""))
-                    if agent is None or not agent.alive:
-                        why = agent.reason if agent else "it never said hello"
-                        raise AgentLostError(f"agent {name!r} was lost while loading: {why}")
-                    if failed_epoch == epoch:
-                        raise RemoteError(f"agent {name!r} cannot load its part: {reason}")
-                    if agent.state != AgentState.READY or agent.epoch != epoch:
-                        waiting.append(name)
-                self._raise_fault()
-                if not waiting:
-                    return
-                loaded = self._loaded_bytes(waiting) - len(waiting)
-                if loaded != seen:
-                    deadline_s, seen = time.monotonic() + stall_s, loaded
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise RemoteError(
-                        f"agents {', '.join(waiting)} are not ready and made no progress for "
-                        f"{stall_s:g} s; look at their logs"
-                    )
-                self._changed.wait(min(left_s, 1.0))
-
-    def _loaded_bytes(self, names: Sequence[AgentName]) -> int:
-        agents = [self._membership.get(name) for name in names]
-        return sum(a.loading.done_bytes for a in agents if a is not None and a.loading is not None)
 
     def close(self, leave: bool = False) -> None:
         """Tell the agents that the run is over and end the thread; `leave` asks them to exit."""
@@ -276,10 +163,6 @@ class Control:
                 self._membership.on_event(event, time.monotonic())
             self._outer.send_multipart([agent.link, encode(message)])
 
-    def _raise_fault(self) -> None:
-        if self._fault:
-            raise RemoteError(f"{self._fault}; start the coordinator again")
-
     # The thread.
 
     def _run(self) -> None:
@@ -307,11 +190,16 @@ class Control:
                 if running:
                     self._send(link, data)
             if self._socket in ready:
-                self._receive()
+                with self._contained("a message"):
+                    self._receive()
             self._tick()
 
     def _receive(self) -> None:
-        got = self._door.read(self._socket.recv_multipart(copy=False), self._holder)
+        try:
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return  # its link was evicted meanwhile
+        got = self._door.read(frames, self._holder)
         if isinstance(got, Refuse):
             self._carry_out(got)
         elif got is not None:
@@ -336,17 +224,19 @@ class Control:
             reason = "its key was revoked or replaced"
             self._send(given.link, encode(Refused(reason, retry=False)))
             self._take(LinkLost(given.link, reason))
-            self._door.evict(given.link)
+            self._evict(given.link)
 
     def _take(self, event: Event) -> None:
         with self._changed:
             actions = self._membership.on_event(event, time.monotonic())
             for action in actions:
-                self._carry_out(action)
+                with self._contained(type(action).__name__):
+                    self._carry_out(action)
             if actions:
                 self._changed.notify_all()
 
     def _carry_out(self, action: Action) -> None:
+        """Carry an action out, under the lock that others wait for: nothing here may block."""
         match action:
             case Welcomed(link, name):
                 log.info("agent=%s joined", name)
@@ -356,8 +246,12 @@ class Control:
                 )
                 self._send(link, encode(welcome))
             case Refuse(link, reason, retry):
-                log.warning("refused an agent: %s", reason)
-                self._send(link, encode(Refused(reason, retry)))
+                to_answer, to_log = self._refusals.note(link, time.monotonic())
+                if to_log:
+                    n_refused = self._refusals.n_refused
+                    log.warning("refused an agent: %s (%d refused so far)", reason, n_refused)
+                if to_answer:
+                    self._send(link, encode(Refused(reason, retry)))
             case BecameReady(name, ready):
                 log.info(
                     "agent=%s ready epoch=%d weights_bytes=%d pulled_bytes=%d seconds=%.2f",
@@ -372,7 +266,34 @@ class Control:
                 log.warning("agent=%s has finished no step for %.0f s", name, for_s)
 
     def _send(self, link: bytes, data: bytes) -> None:
+        """Send without waiting; a link that is closed, or whose queue is full, is lost."""
         try:
-            self._socket.send_multipart([link, data])
+            self._socket.send_multipart([link, data], zmq.NOBLOCK)
+        except zmq.Again:
+            self._n_unread += 1
+            if self._n_unread & (self._n_unread - 1) == 0:
+                n_ended = self._n_unread
+                log.warning("control: ended a link that is not read (%d so far)", n_ended)
+            self._take(LinkLost(link, "it does not read its control link: the queue is full"))
+            self._evict(link)
+        except zmq.ContextTerminated:
+            raise
         except zmq.ZMQError as e:
             self._take(LinkLost(link, f"its control link is closed ({e.strerror})"))
+
+    def _evict(self, link: bytes) -> None:
+        with self._contained("ending a link"):
+            self._door.evict(link)
+
+    @contextlib.contextmanager
+    def _contained(self, what: str) -> Iterator[None]:
+        """Keep what goes wrong with one link from ending the thread that serves them all."""
+        try:
+            yield
+        except zmq.ContextTerminated:
+            raise
+        except Exception:
+            self._n_mishaps += 1
+            if self._n_mishaps & (self._n_mishaps - 1) == 0:
+                n = self._n_mishaps
+                log.exception("control: %s went wrong (%d such errors so far)", what, n)

@@ -103,7 +103,7 @@ class Desk:
             n_served=view.n_served,
             n_failed=view.n_failed,
             n_waiting=len(self._inbox.waiting()),
-            n_frames_dropped=cluster.n_frames_dropped,
+            **cluster.counters,
             problem=view.problem,
             software=our_versions().software,
             agents=agent_statuses(

@@ -14,6 +14,7 @@ from agent.messages import decode_agent_message
 from coordinator.gate import Evictor, Gate
 from coordinator.identity import Identities, LinkSecrets
 from coordinator.membership_events import Received, Refuse
+from coordinator.plain_text import MAX_REASON_CHARS, clean, one_line
 from kernels.errors import WireError
 
 __all__ = ["FrontDoor"]
@@ -62,9 +63,10 @@ class FrontDoor:
         try:
             if len(frames) != 2:
                 raise WireError(f"a message of {len(frames)} parts")
-            message = decode_agent_message(frames[1].bytes)
+            message = clean(decode_agent_message(frames[1].bytes))
         except WireError as e:
-            self._drop(str(e))
+            # What the decoder complains of may quote the message.
+            self._drop(one_line(str(e), MAX_REASON_CHARS))
             return None
         self._sender_key = peer_key(frames[1])
         verdict = self._identities.judge(message, self._sender_key, holder_of(link))

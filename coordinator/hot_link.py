@@ -28,7 +28,8 @@ from agent.sockets import HOT, bind_port, set_options
 from coordinator.gate import Evictor
 from coordinator.gather import Gather
 from coordinator.phase_walk import MAX_SEQ, Stop, Walked
-from kernels.errors import AgentLostError, RemoteError, WireError
+from coordinator.plain_text import MAX_REASON_CHARS, one_line
+from kernels.errors import AgentLostError, LateAgentsError, RemoteError, WireError
 from kernels.layout import round_up
 
 __all__ = ["HotLink", "HotPeer", "Reply"]
@@ -150,25 +151,16 @@ class HotLink:
                 self._socket.recv(copy=False)
             self._drop("a frame between two requests")
 
-    def join(
-        self,
-        names: Sequence[str],
-        peers: Sequence[HotPeer],
-        epoch: Epoch,
-        reply_bytes: int,
-        deadline_s: float,
+    def expect(
+        self, names: Sequence[str], peers: Sequence[HotPeer], epoch: Epoch, reply_bytes: int
     ) -> None:
-        """Wait for the HELLO frame of every member of a new plan.
+        """Take the members of a new plan for ours, before they are told of it.
 
         Args:
             names: agent names in rank order.
             peers: the route of each, and whose key must be behind it.
             epoch: the plan's epoch; frames of others are dropped from now on.
             reply_bytes: size of the largest reply, for which buffers are allocated.
-            deadline_s: monotonic time to give up.
-
-        Raises:
-            AgentLostError: a member did not dial the hot port in time.
         """
         self._names = {Rank(r): name for r, name in enumerate(names)}
         self._peers = {Rank(r): peer for r, peer in enumerate(peers)}
@@ -179,22 +171,38 @@ class HotLink:
         # One row a member and one to spare; rows are whole cache lines, so that any type fits.
         self.inbox = np.empty((len(names) + 1, round_up(size, 64)), np.uint8)
         self._slots = [row.data for row in self.inbox]
-        while len(self._routes) < len(names):
-            self._await_hello()
-            missing = ", ".join(n for r, n in self._names.items() if r not in self._routes)
+
+    def take_hellos(self) -> None:
+        """Take what came while members load: their HELLO frames, and drop all else."""
+        for _ in range(DRAIN_FRAMES):
+            if not self._await_hello(FRAME):
+                return
+
+    def join(self, deadline_s: float) -> None:
+        """Wait for the HELLO frame of every expected member.
+
+        Args:
+            deadline_s: monotonic time to give up.
+
+        Raises:
+            LateAgentsError: members did not dial the hot port in time; names them.
+            AgentLostError: a member is gone.
+        """
+        while len(self._routes) < len(self._names):
+            self._await_hello(0)
+            missing = [n for r, n in self._names.items() if r not in self._routes]
             if missing and time.monotonic() > deadline_s:
-                raise AgentLostError(
-                    f"no hot link from agent {missing} in time; can it reach port {self.port}?"
-                )
+                text = f"no hot link from agent {', '.join(missing)} in time"
+                raise LateAgentsError(f"{text}; can it reach port {self.port}?", missing)
             self._raise_if_lost(self._names)
 
-    def _await_hello(self) -> None:
-        """Take one frame; accept a member's HELLO if its route and key are those of that rank."""
+    def _await_hello(self, flags: int) -> bool:
+        """Take one frame, if one comes; accept a HELLO of a member's route, key and rank."""
         try:
-            route = self._socket.recv(copy=False)
+            route = self._socket.recv(flags, copy=False)
             n_bytes = self._socket.recv_into(self._slots[0])
         except zmq.Again:
-            return
+            return False
         more = bool(self._socket.getsockopt(RCVMORE))
         got = self._check(route.bytes, n_bytes, self._slots[0], more)
         if got is not None and got[1].type is FrameType.HELLO:
@@ -203,6 +211,7 @@ class HotLink:
                 self._routes[rank] = route.bytes
             else:
                 self._drop("a HELLO under another agent's rank")
+        return True
 
     def watch(self, seq: Seq) -> None:
         """Let the next exchange fail if a member answers frame `seq`, sent before, by ERROR."""
@@ -339,9 +348,10 @@ class HotLink:
         elif header.seq != seq:
             self._drop("an error about a frame that nobody waits for")
             return
-        text = bytes(buffer[HEADER_BYTES : HEADER_BYTES + header.payload_bytes])
+        data = bytes(buffer[HEADER_BYTES : HEADER_BYTES + header.payload_bytes])
+        text = one_line(data.decode(errors="replace"), MAX_REASON_CHARS)
         name = self._names[header.rank]
-        raise RemoteError(f"agent {name!r}: {text.decode(errors='replace')}")
+        raise RemoteError(f"agent {name!r}: {text}")
 
     def _drop(self, what: str) -> None:
         self.n_dropped += 1

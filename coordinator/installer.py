@@ -34,6 +34,8 @@ N_CONTEXTS = 4
 # Loopback round trips as measured by tools/bench_exchange.py; real links are issue 5's matter.
 LOOPBACK = Link(hop_s=150e-6, bytes_per_s=1e9)
 LOAD_STALL_S = 120.0
+# From READY to a frame on the hot channel.
+JOIN_S = 10.0
 
 
 class Installer:
@@ -156,11 +158,14 @@ class Installer:
         self.plan = plan
         links = self._control.link_secrets(list(told))
         grant_pulls(self._bulk, links, told, self._directory.manifest)
-        self._control.assign(told)
-        self._control.wait_ready(self.epoch, list(told), LOAD_STALL_S)
         reply_bytes = largest_reply_bytes(plan, geometry, MAX_ROWS)
         peers = [HotPeer(link.hot_route, link.key) for link in links]
-        self._hot.join(list(told), peers, self.epoch, reply_bytes, time.monotonic() + 10.0)
+        self._hot.expect(list(told), peers, self.epoch, reply_bytes)
+        self._control.assign(told)
+        self._control.wait_ready(
+            self.epoch, self.weights_bytes(), LOAD_STALL_S, self._hot.take_hellos
+        )
+        self._hot.join(time.monotonic() + JOIN_S)
         self._engine = Engine(
             self._hot, plan, geometry, self._run_id, self.epoch, MAX_ROWS, self._bound
         )

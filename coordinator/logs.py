@@ -1,8 +1,9 @@
 """Log lines of the long-lived coordinator: text, or one JSON object a line.
 
 Messages are written as `what happened key=value key=value`; JSON lines carry the pairs as fields
-too. What a line is about (request, epoch) comes from `about`, so that also the engine's warnings
-say which request they belong to. Prompts and generated texts are never logged.
+too, the first of each key. What a line is about (request, epoch) comes from `about`, so that also
+the engine's warnings say which request they belong to. Prompts and generated texts are never
+logged.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
+
+from coordinator.plain_text import one_line
 
 __all__ = ["about", "set_up"]
 
@@ -50,7 +53,7 @@ class _TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         pairs = [f"{key}={value}" for key, value in (_about.get() or {}).items()]
-        record.message = " ".join([_one_line(record.message), *pairs])
+        record.message = " ".join([one_line(record.message), *pairs])
         return super().formatMessage(record)
 
 
@@ -59,7 +62,11 @@ class _JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
-        found = {key: _value(text) for key, text in _PAIR.findall(message) if key not in _OWN}
+        found: dict[str, object] = {}
+        for key, text in _PAIR.findall(message):
+            # The first pair is ours; a later one may stand in what an agent wrote.
+            if key not in _OWN:
+                found.setdefault(key, _value(text))
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, object] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
@@ -79,8 +86,3 @@ def _value(text: str) -> int | float | str:
     if _INT.fullmatch(text):
         return int(text)
     return float(text) if _FLOAT.fullmatch(text) else text
-
-
-def _one_line(text: str) -> str:
-    """Return a text without what could pass for another line or move a terminal's cursor."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

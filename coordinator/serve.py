@@ -119,7 +119,7 @@ def _endpoint(host: str, port: int) -> str:
     try:
         # libzmq binds numbers only.
         return str(resolve(Address(bare, port), attempt=0))
-    except (RemoteError, UnicodeError) as e:
+    except RemoteError as e:
         raise InputError(f"--host {host}: {e}; give an address of this machine") from e
 
 

@@ -41,7 +41,13 @@ from coordinator.supervisor import (
     Supervisor,
     Wait,
 )
-from kernels.errors import AgentLostError, FaultyAgentError, HeadwiseError, RemoteError
+from kernels.errors import (
+    AgentLostError,
+    FaultyAgentError,
+    HeadwiseError,
+    LateAgentsError,
+    RemoteError,
+)
 
 __all__ = ["Service"]
 
@@ -50,6 +56,10 @@ log = logging.getLogger(__name__)
 # How soon agents that come or go are noticed between requests.
 LOOK_S = 0.2
 ENDING = "the coordinator has been stopped; start the request again once it is back"
+
+
+class _GivenUpError(RemoteError):
+    """Nobody waits for the text that is being written."""
 
 
 class Service:
@@ -77,6 +87,9 @@ class Service:
         self._due_s = 0.0
         self._ending = False
         self._may_interrupt = False
+        self._writing: Request | None = None
+        # A long prompt takes minutes; a client that leaves and `stop` shall not wait for it.
+        cluster.interrupt = self._check
 
     @property
     def desk(self) -> Desk:
@@ -151,7 +164,8 @@ class Service:
                 self._load(plan, members)
         except HeadwiseError as e:
             kept = before is not None and cluster.plan is before
-            culprits = cluster.control.failed(cluster.epoch)
+            late = e.agents if isinstance(e, LateAgentsError) else ()
+            culprits = cluster.control.failed(cluster.epoch) | frozenset(map(AgentName, late))
             log.warning("no new plan epoch=%d: %s", cluster.epoch, e)
             if not kept:
                 cluster.drop_plan()
@@ -264,20 +278,29 @@ class Service:
         )
         has_text = cluster.tokenizer is not None
         request.say(Began(request.number, has_text, self._desk.view.placement))
+        self._writing = request
         try:
             for token in generation:
                 request.say(Piece(token.id, token.text))
-                if self._ending:
-                    raise RemoteError(ENDING)
-                if request.given_up:
-                    log.info("given up: %s", request.given_up)
-                    break
+                self._check()
                 for wish in self._inbox.wishes():
                     self._happen(wish)
                     self._desk.view = replace(self._desk.view, state="writing")
+        except _GivenUpError as e:
+            log.info("given up: %s", e)
         finally:
+            self._writing = None
             generation.close()
         result = generation.result()
         assert cluster.plan is not None
         request.say(Finished(request.number, result, cluster.plan))
         return result
+
+    def _check(self) -> None:
+        """End the text being written if the coordinator ends or nobody waits for the text."""
+        if self._writing is None:
+            return
+        if self._ending:
+            raise RemoteError(ENDING)
+        if self._writing.given_up:
+            raise _GivenUpError(self._writing.given_up)

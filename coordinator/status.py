@@ -24,7 +24,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
         kv_free_pages: pages of each head group that no context has written to, of the plan that it
             holds; None before its first heartbeat under that plan.
         n_head_groups: held, counted over all layers; n_columns likewise.
-        round_trip_s: of its link, if known.
+        round_trip_s: the least of its control link in the last five minutes, if known.
         reason: why it is gone, or what failed last.
     """
 
@@ -56,6 +56,10 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
         epoch: number of the plan in force, 0 = none.
         n_frames_dropped: hot frames that nobody waited for or that could not be read.
         problem: why the last plan could not be installed, "" = it could.
+        n_messages_dropped: control messages that were unreadable or of the wrong sender.
+        n_pulls_dropped: bulk messages that were no request, and answers that found no taker.
+        n_pulls_refused: bulk requests for what was not granted.
+        n_keys_refused: handshakes with a key that nobody was given, or that was revoked.
     """
 
     state: str
@@ -74,6 +78,10 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
     problem: str
     software: str
     agents: list[AgentStatus]
+    n_messages_dropped: int = 0
+    n_pulls_dropped: int = 0
+    n_pulls_refused: int = 0
+    n_keys_refused: int = 0
 
 
 def agent_statuses(
@@ -122,6 +130,7 @@ def _status(
         of_plan.kv_free_pages if of_plan else None,
         n_threads=hello.n_threads,
         bytes_per_s=hello.bytes_per_s,
+        round_trip_s=heartbeat.round_trip_s if heartbeat and agent.alive else None,
         software=hello.versions.software,
         machine=hello.machine,
         reason="" if agent.alive and agent.name not in set_aside else agent.reason,

@@ -67,15 +67,29 @@ def describe(status: Status) -> str:
     lines = [
         f"model {s.model} ({s.model_id[:12]}), port {s.port}, pid {s.pid}, run {s.run_id}",
         f"{s.state}, up {_duration(s.uptime_s)}, plan epoch {s.epoch or '-'}, version {s.software}",
-        f"agents: {len(agents)} here, {s.min_agents} needed; frames dropped: {s.n_frames_dropped}",
+        f"agents: {len(agents)} here, {s.min_agents} needed",
         f"requests: {s.n_served} served, {s.n_failed} failed, {s.n_waiting} waiting",
     ]
+    odd = [f"{what} {n}" for n, what in _odd(s) if n]
+    if odd:
+        lines.append(f"dropped or refused: {', '.join(odd)}")
     if s.problem:
         lines.append(f"problem: {s.problem}")
     if s.agents:
         lines += ["", format_table([HEADINGS, *map(_cells, s.agents)])]
         lines += [f"{a.name}: {a.reason}" for a in s.agents if a.reason]
     return "\n".join(lines)
+
+
+def _odd(s: Status) -> list[tuple[int, str]]:
+    """Return how often each thing happened that never does where all goes well."""
+    return [
+        (s.n_frames_dropped, "hot frames"),
+        (s.n_messages_dropped, "control messages"),
+        (s.n_pulls_dropped, "bulk messages"),
+        (s.n_pulls_refused, "pulls without a grant"),
+        (s.n_keys_refused, "handshakes with unknown keys"),
+    ]
 
 
 def _cells(agent: AgentStatus) -> list[str]:

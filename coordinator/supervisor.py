@@ -65,7 +65,7 @@ class InstallFailed(NamedTuple):
 
     Attributes:
         reason: for people.
-        culprits: agents that said themselves that they cannot carry out their part.
+        culprits: agents that said that they cannot carry out their part, or were late with it.
         kept: the former plan is still in force: none could be made to replace it.
     """
 

@@ -6,7 +6,7 @@ members or sockets: the engine carries rows, `sampling` chooses, `stops` watches
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,7 @@ class Writer:
         options: how to sample.
         stop: strings that end the text; they are not part of it.
         kv_id: a context number that is not in use.
+        check: called before each chunk of the prompt; may raise to end the text.
 
     Raises:
         PromptError: an empty or too long prompt, an unknown token id, stop strings without a
@@ -70,8 +71,10 @@ class Writer:
         options: SamplingOptions,
         stop: Sequence[str],
         kv_id: KvId,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
+        self._check = check
         self._directory = directory
         self._options = options
         self._kv_id = kv_id
@@ -147,6 +150,7 @@ class Writer:
         started_s = time.perf_counter()
         at, n_rows = 0, FIRST_CHUNK_ROWS
         while True:
+            self._check()
             n_rows = min(n_rows, self._engine.max_rows, self._n_prompt - at)
             last = at + n_rows == self._n_prompt
             self._times.longest_dispatch_s = 0.0

@@ -9,6 +9,7 @@ HeadwiseError
 ├── ResourceError         this machine or cluster has too little: memory, disk, KV pages
 └── RemoteError           another process failed: agents, links, protocol
     ├── AgentLostError    an agent died, froze or was cut off
+    │   └── LateAgentsError   agents did not get ready for a plan in time
     ├── FaultyAgentError  an agent answers with numbers that cannot be right
     └── WireError         a frame or message that does not follow docs/wire.md
 
@@ -17,11 +18,14 @@ Each text says what happened, the values, and what to do. The command line print
 because imports run downhill only and every room needs it.
 """
 
+from collections.abc import Iterable
+
 __all__ = [
     "AgentLostError",
     "FaultyAgentError",
     "HeadwiseError",
     "InputError",
+    "LateAgentsError",
     "ModelError",
     "PlanError",
     "PromptError",
@@ -78,6 +82,18 @@ class FaultyAgentError(RemoteError):
 
 class AgentLostError(RemoteError):
     """An agent died, froze or was cut off."""
+
+
+class LateAgentsError(AgentLostError):
+    """Agents did not get ready for a plan in time.
+
+    Attributes:
+        agents: their names.
+    """
+
+    def __init__(self, text: str, agents: Iterable[str]) -> None:
+        super().__init__(text)
+        self.agents = tuple(agents)
 
 
 class WireError(RemoteError):

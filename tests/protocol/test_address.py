@@ -1,3 +1,4 @@
+import contextlib
 import socket
 
 import pytest
@@ -29,6 +30,37 @@ def test_addresses(text, address):
 def test_other_texts_are_refused(text):
     with pytest.raises(InputError, match="write it like tcp://192"):
         parse_address(text)
+
+
+NO_HOSTS = ["pi..local", ".", ".local", "a" * 64, "a." + "b" * 64, "pi\udcff", ":" * 64]
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_hosts_that_no_lookup_takes_are_refused(host):
+    with pytest.raises(
+        InputError, match=r"can be no host name .* write it like tcp://192"
+    ) as caught:
+        parse_address(str(Address(host, 7070)))
+    assert repr(host) in str(caught.value)
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_hosts_that_no_lookup_takes_cannot_be_resolved(host):
+    """`serve --host` comes here without parse_address."""
+    with pytest.raises(RemoteError, match="cannot be resolved"):
+        resolve(Address(host, 7070), 0)
+
+
+@pytest.mark.parametrize("host", ["a" * 63 + ".local", "pi.local.", "pi-ä.local"])
+def test_unusual_hosts_are_taken(host):
+    assert parse_address(f"tcp://{host}:7070").host == host
+
+
+@given(st.text())
+def test_any_host_is_looked_up_or_refused(host):
+    """What getaddrinfo does with a host before it asks anyone."""
+    with contextlib.suppress(InputError):
+        parse_address(f"tcp://{host}:7070").host.encode("idna")
 
 
 @given(st.text())

@@ -228,7 +228,8 @@ def frame(kind: FrameType, rank: int = 0) -> bytearray:
 
 def join_hot(rig: Rig, names: list[AgentName], within_s: float = 10.0) -> None:
     peers = [HotPeer(s.hot_route, s.key) for s in rig.control.link_secrets(names)]
-    rig.hot.join(names, peers, Epoch(1), 4096, time.monotonic() + within_s)
+    rig.hot.expect(names, peers, Epoch(1), 4096)
+    rig.hot.join(time.monotonic() + within_s)
 
 
 def test_a_hot_link_is_a_members_only_by_route_and_key(rig: Rig) -> None:

@@ -51,7 +51,8 @@ class Rig:
             socket.send(frame(FrameType.HELLO, rank))
         names = [route.decode() for route in routes]
         peers = [HotPeer(route) for route in routes]
-        self.link.join(names, peers, EPOCH, 4096, time.monotonic() + 10)
+        self.link.expect(names, peers, EPOCH, 4096)
+        self.link.join(time.monotonic() + 10)
         return sockets
 
     def babble(self, socket: zmq.Socket[bytes], data: bytearray) -> None:
@@ -179,3 +180,18 @@ def test_a_member_that_left_is_cut_off(rig: Rig) -> None:
     rig.link.next_seq()
     with pytest.raises(AgentLostError, match="hot link is closed"):
         rig.link.exchange(frame(FrameType.STEP), [Rank(0)], 10.0)
+
+
+def test_hellos_are_taken_and_all_else_dropped_while_members_load(rig: Rig) -> None:
+    member, stranger = rig.dial(b"member"), rig.dial(b"stranger")
+    rig.link.expect(["member"], [HotPeer(b"member")], EPOCH, 4096)
+    member.send(frame(FrameType.HELLO))
+    for _ in range(30):
+        stranger.send(bytes(100_000))
+    deadline_s = time.monotonic() + 10
+    while rig.link.n_dropped < 30 or not rig.link.routes:
+        assert time.monotonic() < deadline_s
+        zmq.Poller().poll(5)
+        rig.link.take_hellos()
+    rig.link.join(time.monotonic())
+    assert rig.link.routes == [b"member"]

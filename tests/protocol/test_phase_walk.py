@@ -156,7 +156,8 @@ class Rig:
         self.link = HotLink(self.context, "tcp://127.0.0.1:*", RUN, lost or (lambda _: ""))
         self.members = [FakeMember(r, self.link.port, script) for r in range(len(NAMES))]
         peers = [HotPeer(f"{name}/1".encode()) for name in NAMES]
-        self.link.join(NAMES, peers, EPOCH, HEADER_BYTES + 4 * 8 * D, time.monotonic() + 20)
+        self.link.expect(NAMES, peers, EPOCH, HEADER_BYTES + 4 * 8 * D)
+        self.link.join(time.monotonic() + 20)
         self.engine = Engine(self.link, plan(wire), GEOMETRY, RUN, EPOCH, 8, bound)
 
     def step(self, n_rows: int = 1, seed: int = 0) -> np.ndarray:
@@ -275,11 +276,11 @@ def test_a_slow_member_is_waited_for(rig: Callable[..., Rig]) -> None:
 def test_an_error_ends_the_step_with_the_members_name_and_words(rig: Callable[..., Rig]) -> None:
     def script(rank: int, asked: Asked) -> list[Parts]:
         if rank == 1 and asked.header.layer == 2:
-            return [[reply(rank, asked, b"no page is free", type=FrameType.ERROR)]]
+            return [[reply(rank, asked, b"no page\x1b[2J is free", type=FrameType.ERROR)]]
         return honest(rank, asked)
 
     r = rig(script)
-    with pytest.raises(RemoteError, match="agent 'b': no page is free"):
+    with pytest.raises(RemoteError, match=r"agent 'b': no page\\x1b\[2J is free"):
         r.step()
 
 

@@ -131,6 +131,10 @@ def test_the_readmes_cluster_tells_a_story_over_two_boards(
     table = hosts[0].ok("status")
     assert "pi-1" in table
     assert "pi-2" in table
+    # What the lab adds is seen: a loopback's is 0.01 ms.
+    trips = [float(trip) for trip in re.findall(r" (\d+\.\d\d) ms ", table)]
+    assert len(trips) == 2
+    assert all(0.3 <= trip < 3.0 for trip in trips), table
     # The boards have pulled their weights; nobody has connected to them.
     for host in hosts[1:]:
         cached = [p for p in host.home.rglob("weights.bin")]

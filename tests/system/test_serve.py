@@ -165,12 +165,16 @@ def test_status_tells_who_holds_what(shell: Shell) -> None:
     status = json.loads(shell("status", "--json"))
     assert status["pid"] == site.serve.popen.pid
     assert (status["state"], status["port"], status["epoch"] > 0) == ("ready", site.port, True)
+    assert (status["n_keys_refused"], status["n_pulls_refused"]) == (0, 0)
     agents = {agent["name"]: agent for agent in status["agents"]}
     assert [agents[name]["state"] for name in ("pi-1", "pi-2")] == ["ready", "ready"]
     for field, total in (("n_head_groups", 16), ("n_columns", 512), ("n_vocab_rows", 600)):
         assert sum(agent[field] for agent in agents.values()) == total
     assert all(a["weights_bytes"] > 0 and a["kv_bytes"] > 0 for a in agents.values())
     table = shell("status", "--port", str(site.port)).splitlines()
+    for name in ("pi-1", "pi-2"):
+        assert 0.0 < agents[name]["round_trip_s"] < 1.0
+        assert any(re.match(rf"{name} .* \d+\.\d\d ms ", line) for line in table)
     assert any(re.match(r"pi-1 +ready +[\d.]+ .iB / [\d.]+ .iB", line) for line in table)
 
 

@@ -115,7 +115,8 @@ def test_a_signal_ends_the_text_the_line_and_the_coordinator(
     site.add("pi-1")
     site.until_ready("pi-1")
     with site.command("run", *ENDLESS) as first, site.command("run", *ENDLESS) as second:
-        site.until(lambda status: status.n_waiting == 1)
+        # The first may be in line for a moment, too, before the second has asked.
+        site.until(lambda status: (status.state, status.n_waiting) == ("writing", 1))
         site.serve.signal(number)
         assert site.serve.wait() == 0
         for client in (first, second):

@@ -116,6 +116,8 @@ def test_what_cannot_be_done_is_said(here: Path, capsys: pytest.CaptureFixture[s
     assert "is no agent name" in error("revoke", "../coordinator")
     assert "no agent 'pi-9' to revoke; here are: none" in error("revoke", "pi-9")
     assert "is no coordinator address" in error("add", "pi-1", "--address", "pi:7070")
+    assert "can be no host name" in error("add", "pi-1", "--address", "tcp://pi..local:7070")
+    assert not (here / "pi-1.join").exists()
     assert "cannot write" in error("add", "pi-1", "-o", here / "no" / "x.join")
     assert known_names() == []
 
@@ -219,6 +221,7 @@ def test_pairs_are_told_from_strangers() -> None:
         (["--join", "pi-1.join", "--name", "pi-2"], "the join file is that of agent 'pi-1'"),
         (["--join", "nowhere.join"], "nowhere.join cannot be read"),
         (["--join", "pi-1.join", "--coordinator", "pi"], "is no coordinator address"),
+        (["--join", "pi-1.join", "--coordinator", "tcp://pi..local:1"], "can be no host name"),
         # No number that this process may have in use: the file behind it would be closed.
         (["--join-fd", "999999999"], "--join-fd 999999999 cannot be read"),
     ],

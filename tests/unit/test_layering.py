@@ -15,9 +15,9 @@ PURE_FILES = [
     *(
         ROOT / "coordinator" / f"{name}.py"
         for name in (
-            "admission", "assign", "balance", "cost", "fill", "gather", "identity", "membership",
-            "membership_events", "plan", "planner", "random_plan", "sampling", "schedule", "stops",
-            "subset", "supervisor",
+            "admission", "assign", "balance", "cost", "fill", "gather", "identity", "loading",
+            "membership", "membership_events", "plain_text", "plan", "planner", "random_plan",
+            "refusals", "sampling", "schedule", "stops", "subset", "supervisor",
         )
     ),
     *(

@@ -65,6 +65,13 @@ def test_a_message_cannot_forge_the_line(capsys: pytest.CaptureFixture[str]) -> 
     assert line["event"].startswith("refused: level=critical")
 
 
+def test_the_first_pair_of_a_key_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up(True, logging.INFO)
+    log.info("agent=%s lost epoch=%d: it left: %s", "pi-1", 3, "agent=pi-2 epoch=99 mood=sad")
+    line = json.loads(capsys.readouterr().err)
+    assert (line["agent"], line["epoch"], line["mood"]) == ("pi-1", 3, "sad")
+
+
 def test_exceptions_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     set_up(True, logging.INFO)
     try:

@@ -1,5 +1,7 @@
 """What the register of agents and the plan in force look like to people."""
 
+import msgspec
+
 from agent.ids import AgentName, Epoch, InstanceId, ModelId
 from agent.messages import Heartbeat, Hello, Loading, Ready, Versions
 from agent.share import AtomRange, LayerShare
@@ -24,11 +26,12 @@ def statuses() -> list[AgentStatus]:
         geometry = directory.geometry
     ready = agent(A, AgentState.READY, 2)
     ready.ready = Ready(Epoch(2), 1000, 2000, 0, 0.1)
-    ready.heartbeat = Heartbeat(1, 1 << 29, 5, kv_free_pages=7, epoch=Epoch(2))
+    ready.heartbeat = Heartbeat(1, 1 << 29, 5, 7, Epoch(2), round_trip_s=0.00123)
     loading = agent(B, AgentState.LOADING, 2)
     loading.loading = Loading(Epoch(2), 30, 120)
     lost = agent(C, AgentState.LOST)
     lost.reason = "no heartbeat for 3.6 s"
+    lost.heartbeat = Heartbeat(1, 1 << 29, 5, round_trip_s=0.5)
     share = LayerShare(0, (AtomRange(0, 2),), (AtomRange(0, 3),))
     member = Member(A, (share,), (AtomRange(geometry.n_vocab_atoms - 1, 1),))
     plan = Plan(ModelId("m"), (Stage(0, 1, (member, Member(B))),))
@@ -70,10 +73,26 @@ def test_the_table_shows_it_all() -> None:
     )  # fmt: skip
     text = describe(status)
     for part in ("model demo", "pid 42", "up 1 d 2 h", "5 served, 1 failed, 2 waiting",
-                 "frames dropped: 3", "problem: agent 'b'", "512 MiB / 1.0 GiB",
-                 "set aside 25 %", "c: no heartbeat for 3.6 s"):  # fmt: skip
+                 "dropped or refused: hot frames 3\n", "1.23 ms", "problem: agent 'b'",
+                 "512 MiB / 1.0 GiB", "set aside 25 %", "c: no heartbeat for 3.6 s"):  # fmt: skip
         assert part in text
     assert "4 here, 1 needed" in text
+    # Whoever is gone has no link.
+    assert "500.00 ms" not in text
+
+
+def test_the_table_shows_what_was_dropped_and_refused_if_anything_was() -> None:
+    status = Status(
+        "ready", "demo", "0123456789abcdef", "ff", 2, 42, 7070, 5.0, 1, 0, 0, 0, 0, "", "0.1.0", []
+    )  # fmt: skip
+    assert "dropped" not in describe(status)
+    counters = ("n_messages_dropped", "n_pulls_dropped", "n_pulls_refused", "n_keys_refused")
+    changes = dict(zip(counters, range(2, 6), strict=True))
+    text = describe(msgspec.structs.replace(status, **changes))
+    assert text.endswith(
+        "dropped or refused: control messages 2, bulk messages 3, pulls without a grant 4, "
+        "handshakes with unknown keys 5"
+    )
 
 
 def test_who_is_missing() -> None:
