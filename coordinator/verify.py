@@ -2,7 +2,8 @@
 
 Two questions. Exact mode (f32 wire and KV): do greedy tokens agree under every agent count and
 random placement? Default mode (f16): fed the exact text, how far are the logits, and does the
-likeliest token differ only where two tokens were nearly tied?
+likeliest token differ only where two tokens were nearly tied? Exact mode finds faults of placement,
+however small; default mode shows what rounding costs.
 """
 
 import argparse
@@ -27,6 +28,8 @@ PROMPTS = ["", "Once upon a time", "The big dog said", "One day, a little girl"]
 # f16 keeps 11 bits of every partial sum and of keys and values; the errors of all exchanges
 # together stay below this share of the spread of a row's logits (measured, docs/decisions.md).
 MAX_ERROR_SHARE = 0.01
+# Weights of q8 and q4 meet activations rounded to 8 bits as well: up to 3.9 % on random tokens.
+MAX_INT8_ERROR_SHARE = 0.06
 # In exact mode only the order of additions differs: 8.5e-7 at most over all formats (measured).
 MAX_EXACT_ERROR_SHARE = 2e-5
 MAX_PLACEMENTS = 10_000
@@ -122,15 +125,17 @@ def verify(
             flush=True,
         )
     worst = 0
+    has_int8 = cluster.directory.manifest.dtype in ("q8", "q4")
+    bound = MAX_INT8_ERROR_SHARE if has_int8 else MAX_ERROR_SHARE
     for label, plan in _placements(cluster, counts, n_placements, rng):
         cluster.install(msgspec.structs.replace(plan, wire="f16", kv="f16"))
         found = _compare_texts(cluster, prompts, texts, logits)
-        bad = found.max_error_share > MAX_ERROR_SHARE or found.n_not_near_tie > 0
+        bad = found.max_error_share > bound or found.n_not_near_tie > 0
         worst |= bad
         print(
             f"default  {label}: largest logit error {found.max_error:.4f} "
             f"({100 * found.max_error_share:.2f} % of the spread, bound "
-            f"{100 * MAX_ERROR_SHARE:.0f} %), other argmax in {found.n_other_argmax} of "
+            f"{100 * bound:.0f} %), other argmax in {found.n_other_argmax} of "
             f"{found.n_rows} rows, {found.n_not_near_tie} of them no near-tie"
             f"{'  FAILED' if bad else ''}",
             flush=True,
