@@ -44,6 +44,8 @@ def check_failed(coordinator: Command, text: str) -> None:
     assert re.fullmatch(r"(\d+ )+\n", coordinator.stdout)
 
 
+# In the run where nothing else keeps the processors busy: seconds count here.
+@pytest.mark.slow
 def test_a_killed_agent_ends_the_request_with_its_name(writing: Command) -> None:
     name, agent = max(writing.agents().items())
     agent.kill()
