@@ -127,8 +127,9 @@ def test_errors_that_only_the_default_wire_has_are_found(
         found = logits(self, token_ids)
         assert self.plan is not None
         if self.plan.wire == "f16":
-            # Three per cent of the spread, and never enough to change the likeliest token.
-            found[:, 7] -= 0.03 * np.ptp(found, axis=1)
+            # More than 8-bit activations cost (the demo model is q8), and never enough to change
+            # the likeliest token.
+            found[:, 7] -= 0.08 * np.ptp(found, axis=1)
         return found
 
     monkeypatch.setattr(Cluster, "logits", coarse)
