@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kernels.elementary import exp_f32
 from kernels.half import from_stored, to_stored
 from kernels.jit import inner, merged
 from kernels.paging import PAGE_TOKENS
 from kernels.simd import add, largest, load, madd, max8, store, sum8, zero
+from kernels.simd_exp import exp8, less, times
 from kernels.spans import Span
 
 __all__ = ["Context", "KvPages", "append_kv", "attend"]
@@ -89,11 +89,11 @@ def attend(kv: KvPages, context: Context, head_dim: int, q: Span, scores: Span, 
     for p in range(8, n_padded, 8):
         top = largest(load(s, first + p), top)
     highest = max8(top)
-    for p in range(n_padded):  # the padding becomes exp(lowest) = 0
-        s[first + p] = exp_f32(np.float32(s[first + p] - highest))
     total = zero()
-    for p in range(0, n_padded, 8):
-        total = add(total, load(s, first + p))
+    for p in range(0, n_padded, 8):  # the padding becomes exp(lowest) = 0
+        weights = exp8(less(load(s, first + p), highest))
+        store(s, first + p, weights)
+        total = add(total, weights)
     _weighted_values(kv, context, head_dim, scores, out)
     divisor = sum8(total)
     for j in range(head_dim):
@@ -102,18 +102,36 @@ def attend(kv: KvPages, context: Context, head_dim: int, q: Span, scores: Span, 
 
 @merged
 def _scores(kv: KvPages, context: Context, head_dim: int, q: Span, scores: Span) -> None:
-    """Write the scaled scores of positions 0 .. n - 1, rounded up to whole blocks of 8."""
+    """Write the scaled scores of positions 0 .. n - 1, rounded up to whole blocks of 8.
+
+    Four blocks at a time: their sums are independent, so none waits for another's additions. A
+    page holds whole fours, and what lies behind position n - 1 in it may be read.
+    """
     factor = np.float32(np.float32(1.0) / np.sqrt(np.float32(head_dim)))
-    for p in range(0, context.n, 8):
+    n, size = context.n, 8 * head_dim
+    p = 0
+    while p < n:
         page = kv.table[context.slot, context.group, p // PAGE_TOKENS]
         k = page * 2 * PAGE_TOKENS * head_dim + p % PAGE_TOKENS * head_dim
-        block = zero()
-        for j in range(head_dim):
-            block = madd(block, load(kv.values, k + 8 * j), q.values, q.first + j)
-        store(scores.values, scores.first + p, block)
-    for p in range(context.n):
-        at = scores.first + p
-        scores.values[at] = np.float32(scores.values[at] * factor)
+        a, b, c, d = zero(), zero(), zero(), zero()
+        if p + 8 < n:
+            for j in range(head_dim):
+                at, x = k + 8 * j, q.first + j
+                a = madd(a, load(kv.values, at), q.values, x)
+                b = madd(b, load(kv.values, at + size), q.values, x)
+                c = madd(c, load(kv.values, at + 2 * size), q.values, x)
+                d = madd(d, load(kv.values, at + 3 * size), q.values, x)
+        else:
+            for j in range(head_dim):
+                a = madd(a, load(kv.values, k + 8 * j), q.values, q.first + j)
+        store(scores.values, scores.first + p, times(a, factor))
+        if p + 8 < n:
+            store(scores.values, scores.first + p + 8, times(b, factor))
+        if p + 16 < n:
+            store(scores.values, scores.first + p + 16, times(c, factor))
+        if p + 24 < n:
+            store(scores.values, scores.first + p + 24, times(d, factor))
+        p += 32 if p + 8 < n else 8
 
 
 @merged
@@ -121,17 +139,62 @@ def _weighted_values(
     kv: KvPages, context: Context, head_dim: int, weights: Span, out: Span
 ) -> None:
     """Write the sum over p < n of weights[p] * V[p], in rising p."""
-    for j in range(head_dim):
-        out.values[out.first + j] = np.float32(0.0)
-    n_lanes = head_dim - head_dim % 8
-    for p in range(context.n):
-        page = kv.table[context.slot, context.group, p // PAGE_TOKENS]
-        v = (page * 2 + 1) * PAGE_TOKENS * head_dim + p % PAGE_TOKENS * head_dim
-        w = weights.first + p
-        for j in range(0, n_lanes, 8):
-            so_far = load(out.values, out.first + j)
-            so_far = madd(so_far, load(kv.values, v + j), weights.values, w)
-            store(out.values, out.first + j, so_far)
-        for j in range(n_lanes, head_dim):
-            product = np.float32(weights.values[w] * from_stored(kv.values, v + j))
-            out.values[out.first + j] = np.float32(out.values[out.first + j] + product)
+    j = 0
+    while j + 32 <= head_dim:
+        _weighted_lanes(kv, context, head_dim, weights, out, j)
+        j += 32
+    while j + 8 <= head_dim:
+        _weighted_eight(kv, context, head_dim, weights, out, j)
+        j += 8
+    for i in range(j, head_dim):
+        total = np.float32(0.0)
+        for p in range(context.n):
+            start = p - p % PAGE_TOKENS
+            v = _values(kv, context, head_dim, start) + (p - start) * head_dim + i
+            product = np.float32(weights.values[weights.first + p] * from_stored(kv.values, v))
+            total = np.float32(total + product)
+        out.values[out.first + i] = total
+
+
+@merged
+def _weighted_lanes(
+    kv: KvPages, context: Context, head_dim: int, weights: Span, out: Span, j: int
+) -> None:
+    """Do it for dimensions j .. j + 31."""
+    a, b, c, d = zero(), zero(), zero(), zero()
+    for start in range(0, context.n, PAGE_TOKENS):
+        v = _values(kv, context, head_dim, start) + j
+        w = weights.first + start
+        for _ in range(min(PAGE_TOKENS, context.n - start)):
+            a = madd(a, load(kv.values, v), weights.values, w)
+            b = madd(b, load(kv.values, v + 8), weights.values, w)
+            c = madd(c, load(kv.values, v + 16), weights.values, w)
+            d = madd(d, load(kv.values, v + 24), weights.values, w)
+            v += head_dim
+            w += 1
+    store(out.values, out.first + j, a)
+    store(out.values, out.first + j + 8, b)
+    store(out.values, out.first + j + 16, c)
+    store(out.values, out.first + j + 24, d)
+
+
+@merged
+def _weighted_eight(
+    kv: KvPages, context: Context, head_dim: int, weights: Span, out: Span, j: int
+) -> None:
+    """Do it for dimensions j .. j + 7."""
+    a = zero()
+    for start in range(0, context.n, PAGE_TOKENS):
+        v = _values(kv, context, head_dim, start) + j
+        for p in range(min(PAGE_TOKENS, context.n - start)):
+            a = madd(
+                a, load(kv.values, v + p * head_dim), weights.values, weights.first + start + p
+            )
+    store(out.values, out.first + j, a)
+
+
+@merged
+def _values(kv: KvPages, context: Context, head_dim: int, start: int) -> int:
+    """Return where the values of the page that begins at position `start` lie in the pool."""
+    page = kv.table[context.slot, context.group, start // PAGE_TOKENS]
+    return int((page * 2 + 1) * PAGE_TOKENS * head_dim)
