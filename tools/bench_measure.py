@@ -24,14 +24,11 @@ from tools.bench_model import BenchModel, Setup, load_kernels, runtime_bytes
 from tools.bench_rows import Case, Sample
 from weights.directory import ModelDirectory
 from weights.manifest import DType, Manifest
-from weights.random_model import random_manifest, random_weights
+from weights.random_model import making_bytes, random_manifest, random_weights
 
 __all__ = ["Models", "Start", "check_memory", "measure", "start_kernels"]
 
 log = logging.getLogger(__name__)
-
-# What making random weights takes besides the weights.
-MAKING_BYTES = 200 << 20
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,8 @@ def check_memory(models: Models, setup: Setup, threads: Sequence[int], cache_byt
     weights_bytes = sum(manifest.weights_bytes for manifest in manifests)
     need_bytes = weights_bytes + buffer_bytes(cache_bytes)
     need_bytes += len(threads) * sum(runtime_bytes(manifest, setup) for manifest in manifests)
-    need_bytes += 0 if models.directory is not None else MAKING_BYTES
+    if models.directory is None:
+        need_bytes += max(making_bytes(manifest.geometry) for manifest in manifests)
     free_bytes = memory_budget_bytes(available_memory_bytes(), None)
     if need_bytes > free_bytes:
         raise ResourceError(

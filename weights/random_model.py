@@ -33,7 +33,7 @@ from weights.manifest import DType, Manifest, Section
 from weights.sections import SECTION_ALIGN_BYTES, SectionShape, section_shapes
 from weights.writer import Progress, Provenance, draft_manifest, write_model
 
-__all__ = ["convert_random", "random_manifest", "random_weights"]
+__all__ = ["convert_random", "making_bytes", "random_manifest", "random_weights"]
 
 F32Array = npt.NDArray[np.float32]
 U8Array = npt.NDArray[np.uint8]
@@ -193,6 +193,14 @@ def random_manifest(config_path: Path, dtype: DType, seed: int = 0) -> Manifest:
         )
         end_bytes = round_up(sections[-1].end_bytes, SECTION_ALIGN_BYTES)
     return msgspec.structs.replace(draft, sections=tuple(sections), weights_bytes=end_bytes)
+
+
+def making_bytes(geometry: Geometry) -> int:
+    """Return a bound on the memory that `random_weights` takes besides its result, for a while."""
+    g = geometry
+    # Ready-made tiles, and the numbers of one whole atom on their way into a blob (measured).
+    largest = max(g.qkv_rows + g.o_columns, 3 * COLUMNS_PER_ATOM, VOCAB_ROWS_PER_ATOM)
+    return (128 << 20) + 16 * largest * g.hidden_size
 
 
 def random_weights(manifest: Manifest, seed: int = 0) -> U8Array:

@@ -3,8 +3,9 @@
 import csv
 import json
 import signal
+import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,7 +22,12 @@ from tools.bench_model import BenchModel, Setup, runtime_bytes, weights_bytes
 from tools.cli import main
 from weights.demo import demo_path
 from weights.directory import ModelDirectory
-from weights.random_model import convert_random, random_manifest, random_weights
+from weights.random_model import (
+    convert_random,
+    making_bytes,
+    random_manifest,
+    random_weights,
+)
 
 Capture = pytest.CaptureFixture[str]
 
@@ -197,6 +203,24 @@ def test_random_weights_in_memory_are_those_of_a_model_on_disk(shape: Path, tmp_
         assert other.offset_bytes == section.offset_bytes
         here = made[section.offset_bytes :][:n_bytes]
         assert np.array_equal(here, stored.weights[section.offset_bytes :][:n_bytes])
+
+
+@pytest.mark.parametrize("dtype", ["f32", "q4"])
+def test_making_weights_takes_no_more_than_it_says(
+    tmp_path: Path, dtype: Literal["f32", "q4"]
+) -> None:
+    # One head group of nine million numbers, and no matrix fills whole tiles.
+    odd = {"hidden_size": 2050, "num_attention_heads": 20, "num_key_value_heads": 1}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**TINY_CONFIG, **odd, "head_dim": 102}))
+    manifest = random_manifest(path, dtype)
+    tracemalloc.start()
+    try:
+        store = random_weights(manifest)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes - store.nbytes <= making_bytes(manifest.geometry)
 
 
 def test_bytes_count_weights_once_a_call_and_the_context(shape: Path) -> None:
