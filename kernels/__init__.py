@@ -19,6 +19,7 @@ __all__: list[str] = []
 # Files of other rooms that have compiled functions, or constants that these contain.
 _COMPILED_ELSEWHERE = (
     "agent/frames.py", "agent/native.py", "agent/phase_loop.py", "coordinator/phase_walk.py",
+    "tools/bandwidth.py",
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "cache": ("agent.cache_verb", "", "list, verify or remove models pulled to this board"),
     "plan": ("coordinator.plan_verb", "run", "show who would hold what, and how fast"),
     "verify": ("coordinator.verify", "run", "check that placement does not change the words"),
+    "bench": ("tools.bench", "", "measure how fast this machine runs and reads a model"),
     "convert": ("tools.convert", "convert", "make a headwise model from a Hugging Face directory"),
 }
 

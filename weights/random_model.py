@@ -1,4 +1,7 @@
-"""Writes models of a given shape with random weights, for benchmarks. Fast: tiles are reused."""
+"""Makes models of a given shape with random weights, for benchmarks: on disk, or in memory only.
+
+Fast: tiles are reused.
+"""
 
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from kernels.layout import (
     VOCAB_ROWS_PER_ATOM,
     Geometry,
     matrix_bytes,
+    round_up,
 )
 from kernels.tiles import pack_matrix
 from weights.blobs import (
@@ -25,17 +29,19 @@ from weights.blobs import (
 )
 from weights.checkpoint import read_json
 from weights.families import read_config
-from weights.manifest import DType, Manifest
-from weights.sections import SectionShape
+from weights.manifest import DType, Manifest, Section
+from weights.sections import SECTION_ALIGN_BYTES, SectionShape, section_shapes
 from weights.writer import Progress, Provenance, draft_manifest, write_model
 
-__all__ = ["convert_random"]
+__all__ = ["convert_random", "making_bytes", "random_manifest", "random_weights"]
 
 F32Array = npt.NDArray[np.float32]
 U8Array = npt.NDArray[np.uint8]
 
 # Tiles per pool: 4 Mi weights. A prime, so that runs that wrap around never line up.
 _POOL_TILES = 16381
+# Packed bytes made at once.
+_BATCH_BYTES = 1 << 20
 
 
 class _Pool:
@@ -166,9 +172,59 @@ def convert_random(
     Raises:
         HeadwiseError: unsupported config, or `out` exists or cannot be written.
     """
-    config_path = Path(config_path)
+    draft = _draft(Path(config_path), dtype, seed)
+    return write_model(RandomAtoms(draft.geometry, seed), Path(out), draft, {}, progress)
+
+
+def random_manifest(config_path: Path, dtype: DType, seed: int = 0) -> Manifest:
+    """Return where the atoms of `random_weights` lie; nothing is made yet.
+
+    Such a model is for kernels alone: it has no embedding rows and no hashes.
+
+    Raises:
+        ModelError: unsupported config.
+    """
+    draft = _draft(config_path, dtype, seed)
+    sections, end_bytes = [], 0
+    # What a tied model lacks is the embedding.
+    for shape in section_shapes(draft.geometry, tied_embeddings=True):
+        sections.append(
+            Section(shape.kind, shape.layer, end_bytes, shape.atom_bytes, ("",) * shape.n_atoms)
+        )
+        end_bytes = round_up(sections[-1].end_bytes, SECTION_ALIGN_BYTES)
+    return msgspec.structs.replace(draft, sections=tuple(sections), weights_bytes=end_bytes)
+
+
+def making_bytes(geometry: Geometry) -> int:
+    """Return a bound on the memory that `random_weights` takes besides its result, for a while."""
+    g = geometry
+    # Ready-made tiles, and the numbers of one whole atom on their way into a blob (measured).
+    largest = max(g.qkv_rows + g.o_columns, 3 * COLUMNS_PER_ATOM, VOCAB_ROWS_PER_ATOM)
+    return (128 << 20) + 16 * largest * g.hidden_size
+
+
+def random_weights(manifest: Manifest, seed: int = 0) -> U8Array:
+    """Return the atoms of a `random_manifest`: (weights_bytes,) uint8 from a page's start on.
+
+    Raises:
+        MemoryError: they do not fit.
+    """
+    raw = np.empty(manifest.weights_bytes + SECTION_ALIGN_BYTES, np.uint8)
+    store = raw[-raw.ctypes.data % SECTION_ALIGN_BYTES :][: manifest.weights_bytes]
+    source = RandomAtoms(manifest.geometry, seed)
+    for section in manifest.sections:
+        n_atoms, atom_bytes = len(section.hashes), section.stride_bytes
+        shape = SectionShape(section.kind, section.layer, n_atoms, atom_bytes)
+        batch = max(1, _BATCH_BYTES // atom_bytes)
+        for first in range(0, n_atoms, batch):
+            blobs = source.atoms(shape, first, min(batch, n_atoms - first)).reshape(-1)
+            _put(store, section.offset_bytes + first * atom_bytes, blobs)
+    return store
+
+
+def _draft(config_path: Path, dtype: DType, seed: int) -> Manifest:
+    """Return a manifest without sections; such a model never ends a text by itself."""
     config = read_config(read_json(config_path), str(config_path))
     config = msgspec.structs.replace(config, eos_ids=())
     provenance = Provenance(source=f"random weights, seed {seed}, shape of {config_path.name}")
-    draft = draft_manifest(config, dtype, f"random-{config.family}", provenance)
-    return write_model(RandomAtoms(draft.geometry, seed), Path(out), draft, {}, progress)
+    return draft_manifest(config, dtype, f"random-{config.family}", provenance)
