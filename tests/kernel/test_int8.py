@@ -137,6 +137,8 @@ def step_bits(**environment: str) -> str:
     return done.stdout
 
 
+# Slow: each target compiles everything anew.
+@pytest.mark.slow
 @pytest.mark.skipif(JIT_DISABLED or bool(config.BOUNDSCHECK), reason="starts other modes")
 @pytest.mark.parametrize(
     "environment",
