@@ -1,6 +1,7 @@
 """Who gets in: keys, names and routes on real sockets, with a real control channel behind them."""
 
 import functools
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -45,11 +46,12 @@ Context = zmq.Context[zmq.Socket[bytes]]
 def until(found: Callable[[], bool]) -> bool:
     """Wait for what the control thread does within a few of its rounds."""
     deadline_s = time.monotonic() + WAIT_MS / 1000
-    quiet = zmq.Poller()
+    # Not a Poller without sockets, which returns at once: asking without a pause fills queues.
+    never = threading.Event()
     while not found():
         if time.monotonic() > deadline_s:
             return False
-        quiet.poll(20)
+        never.wait(0.02)
     return True
 
 
