@@ -50,7 +50,14 @@ def env(tmp_path: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        pytest.param("127.0.0.1", marks=pytest.mark.slow),
+        pytest.param("[::1]", marks=pytest.mark.slow),
+    ],
+)
 def test_a_cluster_works_within_its_units(tmp_path: Path, env: dict[str, str], host: str) -> None:
     port, join = free_port(), tmp_path / "pi-1.join"
     at = ("--address", f"tcp://{host}:{port}", "-o", str(join))
