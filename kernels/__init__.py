@@ -24,11 +24,13 @@ _COMPILED_ELSEWHERE = (
 
 
 def _cache_key() -> str:
-    """Return a key that changes with every kernel source and numba version.
+    """Return a key that changes with every kernel source, numba version and forced target.
 
-    Numba does not notice edits of a callee in another module, so the directory has to.
+    Numba does not notice edits of a callee in another module, nor our own choice of instructions
+    (`target`), so the directory has to.
     """
     key = hashlib.blake2b(version("numba").encode(), digest_size=8)
+    key.update(os.environ.get("HEADWISE_SIMD", "").encode() + b"\0")
     here = Path(__file__).parent
     elsewhere = [here.parent / name for name in _COMPILED_ELSEWHERE]
     for source in [*sorted(here.glob("*.py")), *(path for path in elsewhere if path.exists())]:

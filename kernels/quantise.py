@@ -24,6 +24,8 @@ from kernels.spans import Span
 __all__ = ["BLOCK_FLOATS", "quantise", "quantises"]
 
 BLOCK_FLOATS = 10
+# Below it 127 / max could overflow; such a block counts as zeros.
+_TINY = np.float32(1e-30)
 
 
 @inner
@@ -37,7 +39,7 @@ def quantise(x: Span, n_blocks: int, q: Span) -> None:
             top = largest(absolute(v), top)
             odd = add(odd, scale(v, zero()))  # 0, or NaN if v is not finite
         m = max8(top)
-        factor = np.float32(np.float32(127.0) / m) if m > 0 else np.float32(0.0)
+        factor = np.float32(np.float32(127.0) / m) if m > _TINY else np.float32(0.0)
         for i in range(0, 32, 8):
             store_bytes(x.values, source + i, factor, q.values, target + i // 4)
         byte_sum(q.values, target, q.values, target + 9)

@@ -54,6 +54,15 @@ def test_blocks_follow_their_equation() -> None:
     np.testing.assert_array_equal(sums, numbers.sum(axis=2, dtype=np.int32))
 
 
+def test_blocks_too_small_to_scale_count_as_zeros() -> None:
+    x = np.zeros((1, 64), np.float32)
+    x[0, 3], x[0, 40] = 1e-40, -1e-37
+    numbers, scales, sums = parts(quantised(x))
+    assert not numbers.any()
+    assert not sums.any()
+    assert (scales < 1e-30).all()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     x = np.ones((1, 96), np.float32)

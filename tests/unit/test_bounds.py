@@ -1,5 +1,7 @@
 """Bounds of partial sums against the oracle: never broken, and not far above what can happen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,9 +48,9 @@ def test_no_partial_sum_exceeds_its_bound(changes: dict[str, object], chosen: li
         for atom in chosen
         for c in range(atom * COLUMNS_PER_ATOM, min((atom + 1) * COLUMNS_PER_ATOM, g.n_columns))
     ]
-    attention = max(
-        np.abs(naive.attention(model.naive, layer, x, chosen)).max() for x in residuals(model)
-    )
-    mlp = max(np.abs(naive.mlp(model.naive, layer, x, real)).max() for x in residuals(model))
+    both = [model.naive, replace(model.naive, int8=True)]
+    cases = [(oracle, x) for oracle in both for x in residuals(model)]
+    attention = max(np.abs(naive.attention(m, layer, x, chosen)).max() for m, x in cases)
+    mlp = max(np.abs(naive.mlp(m, layer, x, real)).max() for m, x in cases)
     assert attention <= attention_bound(g, norms(model), groups) < 10 * attention
     assert mlp <= mlp_bound(g, norms(model), columns) < 60 * mlp
