@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint wheel setup clean
+.PHONY: demo test slow arm lint wheel setup clean
 
 demo: $(VENV)/run.done
 	$(BIN)/headwise run --local 3 --stats --echo -n 200 -p "Once upon a time"
@@ -16,6 +16,10 @@ test: $(VENV)/dev.done
 
 slow: $(VENV)/dev.done
 	$(BIN)/python -m pytest -m "slow or netns"
+
+# On an emulated CPU; root installs qemu where it is missing.
+arm: $(VENV)/dev.done
+	PYTHON=$(BIN)/python .ci/arm
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff format --check .

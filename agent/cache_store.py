@@ -103,7 +103,7 @@ class CacheStore(Store):
             entry.clean()
             weights = entry.map_weights(self.manifest.weights_bytes)
             if weights is not self.weights:
-                self.weights, self._verified = weights, {}
+                self.weights, self._verified, self._ahead = weights, {}, {}
             present = entry.present(atoms)
             known = [a for a in atoms if a.offset_bytes in present]
             damaged = self._check_hashes(known, touched, cancelled)
@@ -173,6 +173,7 @@ class CacheStore(Store):
             return False
         log.info("cache %s: atoms of former plans are dropped", entry.directory)
         self._verified = {at: a for at, a in self._verified.items() if at in kept}
+        self._ahead = {at: a for at, a in self._ahead.items() if at in kept}
         return True
 
     def _leave_cache(self, atoms: Sequence[AtomLocation]) -> list[_Blob]:
@@ -183,7 +184,27 @@ class CacheStore(Store):
         saved = [(a, self.blob(a)) for a in atoms if a.offset_bytes in self._verified]
         self.close()
         self._entry, self.weights, self._verified = None, np.empty(0, np.uint8), {}
+        self._ahead = {}
         return saved
+
+    def _here(self) -> Sequence[AtomLocation] | None:
+        """Return what the journal names; who writes it just now is not waited for."""
+        entry = self._entry
+        if entry is None or not len(self.weights):
+            return []  # what is in memory was hashed when it came
+        try:
+            if not entry.try_lock():
+                return None
+            try:
+                if entry.map_weights(self.manifest.weights_bytes) is not self.weights:
+                    return []  # the file was replaced; the next plan maps the new one
+                atoms = self._all_atoms()
+                present = entry.present(atoms)
+            finally:
+                entry.unlock()
+        except OSError:
+            return []  # the next plan finds out what is wrong with the disk
+        return [atom for atom in atoms if atom.offset_bytes in present]
 
     def _fit_memory(self, atoms: Sequence[AtomLocation], cancelled: Event) -> AnonymousWeights:
         """Give back what nobody needs any more, and reserve memory for `atoms`.

@@ -5,14 +5,21 @@ Plain data between the state machine of `session` and the sockets, threads and c
 
 from typing import NamedTuple
 
+from agent.arrival import CopyLocal, Place, Room
+from agent.departure import Export
 from agent.ids import Epoch, RunId
+from agent.kv_shape import KvShape
 from agent.messages import AgentMessage, Assignment, CoordinatorMessage, Ready, Welcome
+from agent.migration_messages import Group, KvAsk, KvOffer, KvRows
 
 __all__ = [
     "Action",
     "Adopt",
+    "BulkReceived",
+    "BulkUp",
     "CancelLoad",
     "CloseHot",
+    "CloseMoves",
     "Dial",
     "Drop",
     "Event",
@@ -25,12 +32,24 @@ __all__ = [
     "LoadFailed",
     "LoadKey",
     "Loaded",
+    "MoveEvent",
     "OpenHot",
+    "OpenMoves",
+    "PoolFailed",
+    "PoolJob",
+    "Probe",
     "Progress",
     "Received",
     "Rejected",
+    "Reserve",
+    "Reserved",
+    "RowsMissing",
+    "RowsPlaced",
+    "RowsRead",
     "Send",
+    "SendBulk",
     "SendHeartbeat",
+    "SpeedChanged",
     "Stop",
     "Tick",
     "Warn",
@@ -82,20 +101,69 @@ class Progress(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The loader is done: the hot loop can take the member."""
+    """The loader is done: the hot loop can take the member, whose KV pool has this shape."""
 
     key: LoadKey
     ready: Ready
+    shape: KvShape
+
+
+class Reserved(NamedTuple):
+    """The loader has a pool of this shape for a mirror."""
+
+    key: LoadKey
+    shape: KvShape
 
 
 class Joined(NamedTuple):
-    """The hot loop has taken a member and sent its HELLO frame."""
+    """The hot loop has taken a member and sent its HELLO frame, or has taken a mirror's pool."""
 
     key: LoadKey
 
 
 class LoadFailed(NamedTuple):
     """An assignment cannot be carried out."""
+
+    key: LoadKey
+    reason: str
+
+
+class BulkUp(NamedTuple):
+    """The bulk link of migrations is connected, for the first time or anew."""
+
+
+class BulkReceived(NamedTuple):
+    """A request or rows came over the bulk link of migrations; `data` are the rows' bytes."""
+
+    message: KvAsk | KvRows
+    data: bytes | memoryview = b""
+
+
+class RowsRead(NamedTuple):
+    """The hot loop has read what migration `key` exports; None = the pool has no such rows."""
+
+    key: LoadKey
+    number: int
+    data: bytearray | None
+
+
+class RowsPlaced(NamedTuple):
+    """The hot loop has written rows of migration `key` into its pool."""
+
+    key: LoadKey
+    number: int
+
+
+class RowsMissing(NamedTuple):
+    """Rows to be copied from one pool of this agent to another are not in the first."""
+
+    key: LoadKey
+    number: int
+    reason: str
+
+
+class PoolFailed(NamedTuple):
+    """A pool could not take what migration `key` brings."""
 
     key: LoadKey
     reason: str
@@ -111,9 +179,15 @@ class Tick(NamedTuple):
     """Time has passed."""
 
 
+class SpeedChanged(NamedTuple):
+    """The kernels have become faster or slower."""
+
+
+MoveEvent = BulkUp | BulkReceived | RowsRead | RowsPlaced | RowsMissing | PoolFailed
 Event = (
-    LinkUp | LinkLost | Rejected | Received | Progress | Loaded | Joined | LoadFailed | Stop | Tick
-)
+    LinkUp | LinkLost | Rejected | Received | Progress | Loaded | Reserved | Joined | LoadFailed
+    | MoveEvent | Stop | Tick | SpeedChanged
+)  # fmt: skip
 
 
 # Actions.
@@ -155,10 +229,24 @@ class Load(NamedTuple):
     assignment: Assignment
 
 
-class CancelLoad(NamedTuple):
-    """Give up loading for an assignment."""
+class Reserve(NamedTuple):
+    """Reserve the pool of a mirror of these head groups."""
 
     key: LoadKey
+    shape: KvShape
+    groups: tuple[Group, ...]
+
+
+class CancelLoad(NamedTuple):
+    """Give up loading for an assignment, or reserving for a mirror."""
+
+    key: LoadKey
+
+
+class Probe(NamedTuple):
+    """Pull bytes of no meaning to measure the bulk link."""
+
+    n_bytes: int
 
 
 class Adopt(NamedTuple):
@@ -171,6 +259,33 @@ class Drop(NamedTuple):
     """Free what an assignment holds."""
 
     key: LoadKey
+
+
+class OpenMoves(NamedTuple):
+    """A migration begins: open its bulk link, and have the hot loop expect work for its pools."""
+
+
+class CloseMoves(NamedTuple):
+    """No migration is left: close its bulk link."""
+
+
+class PoolJob(NamedTuple):
+    """Have the hot loop work on its pools for migration `key`, between two frames.
+
+    `Room` and `Place` are about the pool of the epoch that the migration leads to. With `hurried`
+    more is expected, in the middle of steps too; that costs steps time, so not for a mirror.
+    """
+
+    key: LoadKey
+    work: Room | Place | CopyLocal | Export
+    hurried: bool = True
+
+
+class SendBulk(NamedTuple):
+    """Send on the bulk link of migrations; of KvRows, `data` follows as a frame of its own."""
+
+    message: KvOffer | KvAsk | KvRows
+    data: bytes | bytearray = b""
 
 
 class Warn(NamedTuple):
@@ -187,6 +302,6 @@ class Exit(NamedTuple):
 
 
 Action = (
-    Dial | HangUp | Send | SendHeartbeat | OpenHot | CloseHot | Load | CancelLoad | Adopt | Drop
-    | Warn | Exit
+    Dial | HangUp | Send | SendHeartbeat | OpenHot | CloseHot | Load | Reserve | CancelLoad
+    | Probe | Adopt | Drop | OpenMoves | CloseMoves | PoolJob | SendBulk | Warn | Exit
 )  # fmt: skip

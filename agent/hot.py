@@ -3,8 +3,9 @@
 One thread owns the socket and all buffers. Per STEP it makes one receive into a fixed buffer,
 checks the header, looks views up, calls kernels, and sends once; it takes no locks, allocates
 next to nothing and writes no log. Frames like the one before are served by compiled code
-(`phase_loop`) without coming here at all. Other threads reach it only through `adopt`, `drop` and
-`stop`, which it looks at between frames.
+(`phase_loop`) without coming here at all. Other threads reach it only through `adopt`, `drop`,
+`move` and `stop`, which it looks at between frames; what a migration does with the pools is in
+`hot_rows`.
 
 Who gets a reply is data: the holders of the residual. In a star the coordinator is the only one;
 in a mesh every member is, and each PARTIAL goes to all of them.
@@ -12,7 +13,6 @@ in a mesh every member is, and each PARTIAL goes to all of them.
 
 import contextlib
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -21,7 +21,8 @@ import zmq
 
 from agent.cores import claimed_core, pinned
 from agent.curve import ClientCurve
-from agent.events import Event, Joined, LinkLost, LoadFailed, LoadKey
+from agent.emulation import Emulation, Pace, precise_sleeps
+from agent.events import Event, Joined, LinkLost, LoadFailed, LoadKey, PoolJob
 from agent.frames import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
@@ -34,24 +35,28 @@ from agent.frames import (
     payload_offset,
     read_header,
 )
+from agent.hot_rows import WAKE_S, HotRows
 from agent.ids import Epoch, RunId, Seq
 from agent.kv_ops import read_kv_ops
 from agent.member import Member
-from agent.native import find_calls
+from agent.mirror_pool import MirrorPool
 from agent.phase_loop import PhaseLoop
+from agent.samples import Samples
 from agent.sockets import HOT, set_options
 from agent.stepper import Stepper
+from agent.threads import NamedThread
+from agent.zmq_calls import find_calls
 from kernels.errors import HeadwiseError, WireError
 
 __all__ = ["HotLoop"]
 
 log = logging.getLogger(__name__)
 
-# How long the loop may sleep before it looks at what other threads want.
-WAKE_S = 0.1
 SEND_S = 2.0
 CONNECT_S = 5.0
 MAX_ERROR_BYTES = 1024
+# The newest calls of a second, of which a heartbeat tells the speed.
+KEPT_CALLS = 256
 
 HotSocket = zmq.Socket[bytes]
 
@@ -69,11 +74,13 @@ class HotLoop:
             it, because both use the same worker threads.
         pin: keep the thread on a core of its own, if one is free.
         curve: this agent's keys; None speaks in clear.
+        emulation: the board that it shall be as slow as; None as fast as it is.
 
     Attributes:
         run_id: the run that it serves.
         n_stale: frames of another run or epoch, dropped silently.
         n_malformed: frames that break docs/wire.md, dropped.
+        samples: bytes and nanoseconds of kernel calls with one row.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class HotLoop:
         after: "HotLoop | None" = None,
         pin: bool = False,
         curve: ClientCurve | None = None,
+        emulation: Emulation | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._routing_id = routing_id
@@ -93,6 +101,8 @@ class HotLoop:
         self._after = after
         self._pin = pin
         self._curve = curve
+        self._pace = Pace(emulation) if emulation else None
+        self.samples = Samples(KEPT_CALLS)
         self._inbox = np.empty(MAX_FRAME_BYTES, np.uint8)
         self._outbox = np.empty(MAX_FRAME_BYTES, np.uint8)
         self._inbox_bytes = self._inbox.data
@@ -100,34 +110,61 @@ class HotLoop:
         self._members: dict[Epoch, Member] = {}
         self._steppers: dict[Epoch, Stepper] = {}
         self._holders: tuple[HotSocket, ...] = ()
-        self._wishes: deque[tuple[Epoch, Member | None]] = deque()
+        # The members' and those of mirrors, in which nothing is computed.
+        self._pools: dict[Epoch, Member | MirrorPool] = {}
+        self._wishes: deque[tuple[Epoch, Member | MirrorPool | None]] = deque()
+        self._rows = HotRows(self._pools, self._contexts_changed, self._tell)
         self._stopping = False
         self.n_stale = self.n_malformed = self._n_steps = self._n_unsent = 0
         self._phases: PhaseLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="hot", daemon=True)
+        self._thread = NamedThread(self._run, "hot")
 
     def start(self) -> None:
         """Start the thread, which dials the coordinator."""
         self._thread.start()
 
-    def adopt(self, epoch: Epoch, member: Member) -> None:
-        """Serve frames of one more epoch; posts Joined once its HELLO frame is sent."""
+    def adopt(self, epoch: Epoch, member: Member | MirrorPool) -> None:
+        """Serve frames of one more epoch; posts Joined once its HELLO frame is sent.
+
+        Of a mirror there are none: its pool is there for rows that come and go.
+        """
         self._wish(epoch, member)
 
     def drop(self, epoch: Epoch) -> None:
         """Stop serving an epoch and forget its member."""
         self._wish(epoch, None)
 
-    def _wish(self, epoch: Epoch, member: Member | None) -> None:
+    def move(self, job: PoolJob) -> None:
+        """Do a migration's work on a pool; posts how it went."""
+        self._rows.add(job)
+        self._call()
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether rows are on their way that somebody waits for: those of a mirror are not."""
+        return self._rows.expected
+
+    def end_moves(self) -> None:
+        """Be quick to do such work no more: the migration is over."""
+        self._rows.expect_none()
+        self._call()
+
+    def _wish(self, epoch: Epoch, member: Member | MirrorPool | None) -> None:
         self._wishes.append((epoch, member))
-        if self._phases is not None:
-            self._phases.call()
+        self._call()
 
     def stop(self) -> None:
         """Ask the thread to end after its current frame."""
         self._stopping = True
+        if self._pace is not None:
+            self._pace.ended = True
+        self._call()
+
+    def _call(self) -> None:
+        """Have the thread look round soon."""
         if self._phases is not None:
             self._phases.call()
+        self._rows.ring()
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the thread's end; False if it is still inside a kernel after timeout_s."""
@@ -149,6 +186,12 @@ class HotLoop:
         """KV pages per group that are free in the newest epoch."""
         members = list(self._members.items())
         return max(members)[1].kv.n_free_pages if members else 0
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV pages that contexts have written to, of all epochs."""
+        pools = {id(pool.kv): pool.kv for pool in list(self._pools.values())}
+        return sum(pool.n_used_bytes for pool in pools.values())
 
     # The loop.
 
@@ -175,35 +218,50 @@ class HotLoop:
             socket.connect(self._endpoint)
             self._holders = (socket,)
             calls = find_calls()
-            if calls is not None:
-                self._phases = PhaseLoop(calls, socket, self._holders, self._inbox, self._outbox)
+            if self._pace is not None:
+                precise_sleeps()
+            elif calls is not None:
+                self._phases = PhaseLoop(
+                    calls, socket, self._holders, self._inbox, self._outbox, self.samples.ring
+                )
             self._serve(socket)
         except Exception as e:
             # Without its hot loop an agent is of no use: dial again and start over.
             log.exception("hot loop ended endpoint=%s", self._endpoint)
             self._tell(LinkLost(f"the hot loop failed: {e!r}"))
         finally:
-            for epoch in list(self._members):
+            self._rows.close()
+            for epoch in list(self._pools):
                 self._forget(epoch)
             socket.close(linger=0)
             context.term()
 
     def _serve(self, socket: HotSocket) -> None:
-        phases, wishes = self._phases, self._wishes
+        wishes, rows = self._wishes, self._rows
         while not self._stopping:
             try:
-                if phases is not None and phases.ready:
-                    n_bytes = phases.next_frame()
-                    phases.forget()
-                else:
-                    n_bytes = socket.recv_into(self._inbox_bytes)
-                self._on_frame(n_bytes)
+                if rows.may_receive(socket):
+                    self._on_frame(self._receive(socket))
+                    rows.idle = False
             except zmq.Again:
-                pass
+                rows.idle = True
             except WireError as e:
                 self._drop_malformed(e)
             while wishes:
                 self._grant(*wishes.popleft())
+            rows.do_next()
+
+    def _receive(self, socket: HotSocket) -> int:
+        """Return the size of the next frame that Python must serve, which is in the inbox."""
+        phases = self._phases
+        # Compiled code stays with a step; when work waits, a frame is all there is time for.
+        if phases is None or not phases.ready or self._rows.waiting:
+            n_bytes = socket.recv_into(self._inbox_bytes)
+        else:
+            n_bytes = phases.next_frame()
+        if phases is not None:
+            phases.forget()
+        return n_bytes
 
     def _on_frame(self, n_bytes: int) -> None:
         """Answer one frame; raises WireError if it is no frame of the hot channel."""
@@ -220,7 +278,7 @@ class HotLoop:
         served = False
         try:
             if kind is FrameType.KV:
-                self._change_contexts(header, stepper)
+                self._change_contexts(header)
                 return
             n_reply_bytes = stepper.step(header)
             self._n_steps += 1
@@ -245,8 +303,8 @@ class HotLoop:
 
     # Everything below runs once a token or less.
 
-    def _change_contexts(self, header: Header, stepper: Stepper) -> None:
-        stepper.forget_rows()
+    def _change_contexts(self, header: Header) -> None:
+        self._contexts_changed()
         start = payload_offset(header.n_rows)
         ops = read_kv_ops(self._inbox_bytes[start : start + header.payload_bytes])
         self._members[header.epoch].kv.apply(ops)
@@ -283,15 +341,19 @@ class HotLoop:
         )
         pack_header(self._outbox_bytes, header)
 
-    def _grant(self, epoch: Epoch, member: Member | None) -> None:
+    def _grant(self, epoch: Epoch, member: Member | MirrorPool | None) -> None:
         if self._phases is not None:
             # What it knows may be of this epoch, and HELLO is written where its reply lies.
             self._phases.forget()
         if member is None:
             self._forget(epoch)
             return
+        self._pools[epoch] = member
+        if isinstance(member, MirrorPool):
+            self._tell(Joined(LoadKey(self.run_id, epoch)))
+            return
         self._members[epoch] = member
-        self._steppers[epoch] = Stepper(member, self._inbox, self._outbox)
+        self._steppers[epoch] = Stepper(member, self._inbox, self._outbox, self.samples, self._pace)
         self._write_header(FrameType.HELLO, epoch)
         try:
             for holder in self._holders:
@@ -311,9 +373,17 @@ class HotLoop:
         if self._phases is not None:
             self._phases.forget()
         self._steppers.pop(epoch, None)
+        self._pools.pop(epoch, None)
         member = self._members.pop(epoch, None)
         if member is not None:
             member.kernels.detach()
+
+    def _contexts_changed(self) -> None:
+        """Take in that contexts have got other pages, perhaps in a pool that two epochs share."""
+        for stepper in self._steppers.values():
+            stepper.forget_rows()
+        if self._phases is not None:
+            self._phases.forget()
 
     def _tell(self, event: Event) -> None:
         # The control thread has moved on from a stopped loop, perhaps to the next link.

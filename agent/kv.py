@@ -30,7 +30,7 @@ class KvPool:
     """The KV pool of one member.
 
     Attributes:
-        pages: (n_pages, 2 * 64 * d) uint16 (f16 bits) or float32, as kernels.paging lays it out.
+        pages: (n_pages, page_elements) uint16 (f16 bits), float32 or int8, see kernels.paging.
         page_table: (n_contexts, n_groups, max_pages) int32, page of the pool or -1.
     """
 
@@ -41,7 +41,7 @@ class KvPool:
         # member answers the same operations in the same way.
         self._n_groups = max(1, shape.n_groups)
         n_pages = self._n_groups * pool_pages(shape)
-        row = page_elements(shape.head_dim)
+        row = page_elements(shape.head_dim, shape.dtype)
         # Written once now: memory that is only promised by the system may not be there later.
         self.pages = np.empty((n_pages if shape.n_groups else 1, row), shape.dtype)
         self.pages.fill(0)
@@ -62,9 +62,41 @@ class KvPool:
         """Pages per group that no context holds; reserved ones count as free."""
         return self._n_free // self._n_groups
 
+    @property
+    def n_used_bytes(self) -> int:
+        """Bytes of the pages that contexts hold."""
+        if not self.shape.n_groups:
+            return 0
+        return (len(self._refs) - self._n_free) * self.shape.page_bytes
+
     def n_tokens(self, kv_id: KvId) -> int:
         """Return how many tokens of a context are written."""
         return self._n_tokens[self._slot(kv_id)]
+
+    @property
+    def kv_ids(self) -> list[KvId]:
+        """The contexts that are open."""
+        return list(self._slot_of)
+
+    def pages_of(self, kv_id: KvId) -> npt.NDArray[np.int32]:
+        """Return the pages of a context, (n_groups, max_pages), -1 where it has none.
+
+        Raises:
+            WireError: the context is not open.
+        """
+        pages: npt.NDArray[np.int32] = self.page_table[self._slot(kv_id)]
+        return pages
+
+    def extend(self, kv_id: KvId, n_tokens: int) -> None:
+        """Give a context pages of its own up to n_tokens; somebody else fills them (`kv_rows`).
+
+        Raises:
+            WireError: an unknown context, or more tokens than the plan allows.
+            ResourceError: no page is free.
+        """
+        n_before = self.n_tokens(kv_id)
+        if n_tokens > n_before:
+            self._grow(kv_id, n_before, n_tokens - 1)
 
     def apply(self, ops: Iterable[KvOp]) -> None:
         """Carry out operations in order; those before a failing one stay done.

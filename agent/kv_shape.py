@@ -23,7 +23,7 @@ class KvShape(NamedTuple):
     @property
     def page_bytes(self) -> int:
         """Bytes of one page of one group: keys and values of 64 tokens."""
-        return page_elements(self.head_dim) * np.dtype(self.dtype).itemsize
+        return page_elements(self.head_dim, self.dtype) * np.dtype(self.dtype).itemsize
 
     @property
     def pool_bytes(self) -> int:

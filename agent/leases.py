@@ -46,6 +46,12 @@ class Leases:
         """Bytes of the KV pools that are in use."""
         return sum(lease.kv_bytes for lease in self._living())
 
+    @property
+    def pool_bytes(self) -> int:
+        """As `kv_bytes`, but from any thread."""
+        leases = list(self._leases)
+        return sum(lease.kv_bytes for lease in leases if lease.user() is not None)
+
     def wait(self, enough: Callable[[], bool], cancelled: Event) -> bool:
         """Wait until `enough` says so while members go; False if it does not in time.
 

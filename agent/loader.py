@@ -9,29 +9,47 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import zmq
 
+from agent.ahead import Ahead
 from agent.cache import CacheEntry
 from agent.cache_store import CacheStore
 from agent.curve import ClientCurve
-from agent.events import Event, Loaded, LoadFailed, LoadKey
+from agent.events import Event, Loaded, LoadFailed, LoadKey, Reserved
 from agent.files import is_disk_trouble
-from agent.ids import ModelId
+from agent.goodput import Goodput
+from agent.ids import ModelId, RunId
+from agent.kv import KvPool
+from agent.kv_shape import KvShape
 from agent.leases import n_bytes_of
+from agent.load_jobs import LoadJob, ProbeJob, Reservation
 from agent.load_progress import LoadProgress
-from agent.member import Member, check_assignment, kv_shape, make_member, wanted_atoms
+from agent.member import (
+    Member,
+    check_assignment,
+    kv_shape,
+    make_member,
+    reserve_pool,
+    shared_pool,
+    wanted_atoms,
+)
 from agent.messages import Ready
+from agent.migration_messages import Group
+from agent.mirror_pool import MirrorPool
+from agent.probe import handshake_s, probe_link
 from agent.pull import Wanted
 from agent.puller import BulkSource, Cancelled, Sink, pull_objects
 from agent.share import Assignment
 from agent.store import DirectoryStore, Store, find_directory
+from agent.threads import NamedThread
 from agent.warm import warm_kernels
 from kernels.errors import HeadwiseError, PlanError, ResourceError
+from kernels.layout import Geometry
 from kernels.pool import Pool
 from weights.manifest import MAX_MANIFEST_BYTES, AtomLocation, Manifest
 
@@ -40,6 +58,8 @@ __all__ = ["Loader", "LoaderOptions"]
 log = logging.getLogger(__name__)
 
 MAX_REASON = 1000
+# How often a loader that has nothing to do looks whether the board rests.
+LOOK_S = 0.5
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -59,20 +79,6 @@ class LoaderOptions(NamedTuple):
     cache_limit_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One assignment to carry out, and where to pull from."""
-
-    assignment: Assignment
-    source: BulkSource
-    cancelled: threading.Event
-
-    @property
-    def key(self) -> LoadKey:
-        """The assignment's name in events."""
-        return LoadKey(self.assignment.run_id, self.assignment.epoch)
-
-
 class Loader:
     """Loads members in a thread of its own.
 
@@ -81,31 +87,59 @@ class Loader:
         options: places and limits.
         pool: worker threads that the members' kernels will use.
         post: takes events for the control thread; called from this thread.
+        rests: tells whether the board has nothing else to do; then atoms that are here are
+            verified before a plan names them.
+
+    Attributes:
+        goodput: of the bulk link, by all that was pulled over it.
+        round_trip_s: by the handshakes before the first pull or of the last probe, if known.
     """
 
     def __init__(
-        self, context: Context, options: LoaderOptions, pool: Pool, post: Callable[[Event], None]
+        self,
+        context: Context,
+        options: LoaderOptions,
+        pool: Pool,
+        post: Callable[[Event], None],
+        rests: Callable[[], bool] = lambda: False,
     ) -> None:
         self._context = context
         self._options = options
         self._pool = pool
         self._post = post
         self._stores: dict[ModelId, Store] = {}
-        self._members: dict[LoadKey, Member] = {}
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._members: dict[LoadKey, Member | MirrorPool] = {}
+        # Members as long as somebody has them: the next epoch may share a pool.
+        self._made: weakref.WeakValueDictionary[LoadKey, Member] = weakref.WeakValueDictionary()
+        self.goodput = Goodput()
+        self.round_trip_s: float | None = None
+        self._shaken: RunId | None = None
+        self._ahead = Ahead(rests)
+        self._jobs: queue.SimpleQueue[LoadJob | Reservation | ProbeJob | None] = queue.SimpleQueue()
         self._current: dict[LoadKey, threading.Event] = {}
         # Makes "not cancelled, so keep and post" one step towards `cancel`.
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
+        self._thread = NamedThread(self._run, "bulk")
         self._thread.start()
 
     def load(self, assignment: Assignment, bulk_endpoint: str, bulk_token: bytes = b"") -> None:
         """Begin an assignment; ends in Loaded or LoadFailed, or silently if cancelled."""
         curve = self._options.curve
         source = BulkSource(bulk_endpoint, assignment.run_id, bulk_token, curve)
-        job = _Job(assignment, source, threading.Event())
+        job = LoadJob(assignment, source, threading.Event())
         self._current[job.key] = job.cancelled
         self._jobs.put(job)
+
+    def reserve(self, key: LoadKey, shape: KvShape, groups: tuple[Group, ...]) -> None:
+        """Begin to reserve a mirror's pool; ends in Reserved or LoadFailed, as `load`."""
+        job = Reservation(key, shape, groups, threading.Event())
+        self._current[key] = job.cancelled
+        self._jobs.put(job)
+
+    def probe(self, run_id: RunId, bulk_endpoint: str, bulk_token: bytes, n_bytes: int) -> None:
+        """Measure the bulk link by pulling at most n_bytes of no meaning over it."""
+        source = BulkSource(bulk_endpoint, run_id, bulk_token, self._options.curve)
+        self._jobs.put(ProbeJob(source, n_bytes))
 
     def cancel(self, key: LoadKey) -> None:
         """Give up an assignment; nothing more is posted for it and its member is freed."""
@@ -115,8 +149,8 @@ class Loader:
                 cancelled.set()
             self._members.pop(key, None)
 
-    def take(self, key: LoadKey) -> Member | None:
-        """Hand over a loaded member; its last reference then belongs to the caller."""
+    def take(self, key: LoadKey) -> Member | MirrorPool | None:
+        """Hand over a loaded member or a pool; its last reference then belongs to the caller."""
         self._current.pop(key, None)
         return self._members.pop(key, None)
 
@@ -124,6 +158,13 @@ class Loader:
     def resident_bytes(self) -> int:
         """Bytes of verified atoms that are mapped."""
         return sum(store.resident_bytes for store in list(self._stores.values()))
+
+    @property
+    def unmapped_bytes(self) -> int:
+        """Bytes of KV pools, and of weights that are no mapped file."""
+        stores = list(self._stores.values())
+        weights_bytes = sum(store.resident_bytes for store in stores if store.in_memory)
+        return weights_bytes + sum(store.leases.pool_bytes for store in stores)
 
     def close(self, timeout_s: float) -> bool:
         """End the thread; False if it is still busy after timeout_s."""
@@ -134,12 +175,17 @@ class Loader:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
+            if isinstance(job, ProbeJob):
+                self._shake_hands(job.source, again=True)
+                probe_link(self._context, job.source, job.n_bytes, self.goodput)
+                continue
             key = job.key
             try:
-                member, ready = self._carry_out(job)
-                self._tell(job, Loaded(key, ready), member)
-                del member
+                if isinstance(job, Reservation):
+                    self._tell(job, Reserved(key, job.shape), self._reserve(job))
+                else:
+                    self._load(job)
             except Cancelled:
                 log.info("epoch=%d loading was cancelled", key.epoch)
             except HeadwiseError as e:
@@ -149,7 +195,32 @@ class Loader:
                 self._tell(job, LoadFailed(key, f"internal error: {e!r}"[:MAX_REASON]))
             del job
 
-    def _tell(self, job: _Job, event: Event, member: Member | None = None) -> None:
+    def _next(self) -> LoadJob | Reservation | ProbeJob | None:
+        """Return what to do next; meanwhile atoms are verified, if the board rests."""
+        while True:
+            waits = not self._stores or self._ahead.done
+            try:
+                job = self._jobs.get(timeout=None if waits else LOOK_S)
+            except queue.Empty:
+                for store in self._stores.values():
+                    self._ahead.look(store, self._options.memory_bytes)
+                continue
+            self._ahead.stop()
+            return job
+
+    def _load(self, job: LoadJob) -> None:
+        self._shake_hands(job.source)
+        member, ready = self._carry_out(job)
+        self._tell(job, Loaded(job.key, ready, member.kv.shape), member)
+
+    def _shake_hands(self, source: BulkSource, again: bool = False) -> None:
+        """Measure the round trip to a run's coordinator, before anything is pulled from it."""
+        if again or self._shaken != source.run_id:
+            self._shaken, self.round_trip_s = source.run_id, handshake_s(source.endpoint)
+
+    def _tell(
+        self, job: LoadJob | Reservation, event: Event, member: Member | MirrorPool | None = None
+    ) -> None:
         """Post an event and keep the member it announces, unless the job was cancelled."""
         with self._lock:
             if job.cancelled.is_set():
@@ -158,7 +229,7 @@ class Loader:
                 self._members[job.key] = member
             self._post(event)
 
-    def _carry_out(self, job: _Job) -> tuple[Member, Ready]:
+    def _carry_out(self, job: LoadJob) -> tuple[Member, Ready]:
         started_s = time.monotonic()
         assignment = job.assignment
         store = self._store(job)
@@ -167,7 +238,8 @@ class Loader:
         atoms = wanted_atoms(assignment, manifest)
         weights_bytes = n_bytes_of(atoms)
         kv_bytes = kv_shape(assignment, manifest.geometry).pool_bytes
-        self._check_memory(store, atoms, kv_bytes, job.cancelled)
+        kv = self._shared_pool(assignment, manifest.geometry)
+        self._check_memory(store, atoms, kv_bytes if kv is None else 0, job.cancelled)
         progress = LoadProgress(lambda event: self._tell(job, event), job.key, weights_bytes)
 
         def pull(wanted: Sequence[Wanted], sink: Sink) -> None:
@@ -175,6 +247,7 @@ class Loader:
             pull_objects(
                 self._context, job.source, wanted, sink,
                 lambda n_bytes: progress.reach(base_bytes + n_bytes), job.cancelled,
+                self.goodput,
             )  # fmt: skip
 
         pulled_bytes = store.ensure(atoms, pull, progress.add, job.cancelled)
@@ -182,14 +255,40 @@ class Loader:
         warm_kernels(manifest.geometry, assignment.kv, assignment.int8_activations)
         if job.cancelled.is_set():
             raise Cancelled("the assignment was withdrawn")
-        member = make_member(assignment, manifest, store.weights, self._pool)
-        store.leases.add(member.kernels, atoms, kv_bytes)
+        member = make_member(assignment, manifest, store.weights, self._pool, kv)
+        store.leases.add(member.kernels, atoms)
+        if kv is None:
+            store.leases.add(member.kv, (), kv_bytes)
+        self._made[job.key] = member
         seconds = time.monotonic() - started_s
         log.info(
             "epoch=%d loaded weights_bytes=%d kv_bytes=%d pulled_bytes=%d seconds=%.2f",
             assignment.epoch, weights_bytes, kv_bytes, pulled_bytes, seconds,
         )  # fmt: skip
         return member, Ready(assignment.epoch, weights_bytes, kv_bytes, pulled_bytes, seconds)
+
+    def _reserve(self, job: Reservation) -> MirrorPool:
+        """Reserve a mirror's pool, in what is free now: what plans need goes before."""
+        offered_bytes, kv_bytes = self._options.memory_bytes, job.shape.pool_bytes
+        for store in self._stores.values():
+            held_bytes = n_bytes_of(store.leases.atoms.values()) + store.leases.kv_bytes
+            if held_bytes + kv_bytes > offered_bytes:
+                raise ResourceError(
+                    f"a mirror of {len(job.groups)} head groups takes {kv_bytes} bytes; weights "
+                    f"and KV here have {held_bytes} of the {offered_bytes} that this agent offers"
+                )
+            pool = MirrorPool(*job.key, job.groups, reserve_pool(job.shape))
+            store.leases.add(pool.kv, (), kv_bytes)
+            log.info("epoch=%d mirror kv_bytes=%d", pool.epoch, kv_bytes)
+            return pool
+        raise PlanError("no plan's weights are on this agent, which a mirror goes with")
+
+    def _shared_pool(self, assignment: Assignment, geometry: Geometry) -> KvPool | None:
+        """Return the KV pool that an assignment takes over; None = it gets its own."""
+        if not assignment.kv_of_epoch:
+            return None
+        former = self._made.get(LoadKey(assignment.run_id, assignment.kv_of_epoch))
+        return shared_pool(former, assignment, geometry)
 
     def _check_memory(
         self,
@@ -216,7 +315,7 @@ class Loader:
                 f"agent offers {offered} bytes; release that plan first"
             )
 
-    def _store(self, job: _Job) -> Store:
+    def _store(self, job: LoadJob) -> Store:
         """Return the place of the assignment's model, opened once per model."""
         model_id = job.assignment.model_id
         store = self._stores.get(model_id)
@@ -228,7 +327,7 @@ class Loader:
             store = self._stores[model_id] = self._open_store(job)
         return store
 
-    def _open_store(self, job: _Job) -> Store:
+    def _open_store(self, job: LoadJob) -> Store:
         model_id, options = job.assignment.model_id, self._options
         if len(model_id) != 32 or not set(model_id) <= set("0123456789abcdef"):
             raise PlanError(f"assignment names model {model_id!r}, which is no hash")
@@ -262,7 +361,7 @@ class Loader:
             log.warning("cache %s cannot be used: %s", self._options.cache_root, e)
             return None
 
-    def _pull_manifest(self, job: _Job) -> bytes:
+    def _pull_manifest(self, job: LoadJob) -> bytes:
         n_bytes = job.assignment.manifest_bytes
         if not 1 <= n_bytes <= MAX_MANIFEST_BYTES:
             raise PlanError(f"assignment announces a manifest of {n_bytes} bytes")

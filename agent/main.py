@@ -8,17 +8,18 @@ import secrets
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
 
 from agent.address import Address, check_name, is_loopback, parse_address
 from agent.cache import default_cache_root
+from agent.compiler import open_images
+from agent.emulation import FILE_VARIABLE, Emulation, parse_rate
 from agent.ids import AgentName, InstanceId
 from agent.join_file import JoinInfo, read_join_fd, read_join_file
 from agent.loader import LoaderOptions
+from agent.memory import available_memory_bytes
 from agent.messages import Hello
 from agent.resources import (
-    available_memory_bytes,
     check_this_platform,
     describe_machine,
     memory_budget_bytes,
@@ -26,7 +27,9 @@ from agent.resources import (
 )
 from agent.session import Session
 from agent.shell import parse_size_bytes, run_verb
+from agent.threads import NamedThread
 from agent.versions import our_versions
+from kernels.entry import use_images
 from kernels.errors import InputError
 
 __all__ = ["add_arguments", "main", "run"]
@@ -58,6 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pin", action="store_true",
         help="keep the hot thread on a core of its own: faster, on a board that does little else",
     )  # fmt: skip
+    add(
+        "--warm", action="store_true",
+        help="compile the kernels of every weight format for this machine and keep them, then "
+        "end: for when it is installed",
+    )  # fmt: skip
+    add(
+        "--emulate-bytes-per-s", type=parse_rate, metavar="N",
+        help="be as slow as a board that reads N bytes of weights a second, as 2e9: for tests of a "
+        f"cluster on one machine; a file named by {FILE_VARIABLE} changes it while the agent runs",
+    )  # fmt: skip
+    add(
+        "--emulate-memory", type=parse_size_bytes, metavar="SIZE",
+        help="offer just this much memory, as such a board would",
+    )  # fmt: skip
     # The same as --join, through a pipe: for agents that a coordinator starts.
     add("--join-fd", type=int, metavar="N", help=argparse.SUPPRESS)
     parser.set_defaults(usage_error=parser.error)
@@ -75,6 +92,12 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if args.leave_with_fd is not None:
         _leave_with(args.leave_with_fd)
+    use_images(open_images())
+    if args.warm:
+        from agent.warm_all import warm_all
+
+        warm_all()
+        return 0
     join = _join_info(args)
     address = parse_address(args.coordinator or (join.coordinator if join else ""))
     name = _own_name(args.name, join)
@@ -82,12 +105,15 @@ def run(args: argparse.Namespace) -> int:
     n_threads = _check_threads(n_cores if args.threads is None else args.threads)
     if join is None:
         _check_is_local(address)
-    # Numba takes a second to import: nobody should wait for it to learn of a typing error.
+    # Takes a while to import: nobody should wait for it to learn of a typing error.
     from agent.runtime import Runtime
     from agent.speed import measure_bytes_per_s
 
-    bytes_per_s = measure_bytes_per_s(n_threads)
-    memory_bytes = memory_budget_bytes(available_memory_bytes(), args.memory)
+    available_bytes = available_memory_bytes()
+    asked_rate, asked_memory = args.emulate_bytes_per_s, args.emulate_memory
+    emulation = Emulation.of_options(asked_rate, asked_memory, available_bytes)
+    bytes_per_s = asked_rate or measure_bytes_per_s(n_threads)
+    memory_bytes = asked_memory or memory_budget_bytes(available_bytes, args.memory)
     hello = Hello(
         name, InstanceId(secrets.token_hex(8)), our_versions(), n_cores, n_threads, memory_bytes,
         bytes_per_s, describe_machine(),
@@ -99,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     )
     log.info("agent=%s memory_bytes=%d bytes_per_s=%.3g", name, memory_bytes, bytes_per_s)
     session = Session(hello, str(address), random.Random())
-    ended = Runtime(hello, address, options, session, args.pin, curve).run()
+    ended = Runtime(hello, address, options, session, args.pin, curve, emulation).run()
     log.info("agent=%s ends: %s", name, ended.reason)
     if ended.code:
         print(f"error: {ended.reason}", file=sys.stderr)
@@ -161,7 +187,7 @@ def _leave_with(fd: int) -> None:
             except OSError:
                 os._exit(0)
 
-    threading.Thread(target=watch, name="leave", daemon=True).start()
+    NamedThread(watch, "leave").start()
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ atoms came here (`store`) nor frames (`stepper`).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,22 @@ from agent.kv import KvPool, KvShape
 from agent.share import Assignment, AtomRange, count_atoms, indices
 from kernels.errors import PlanError, ResourceError
 from kernels.layout import VOCAB_ROWS_PER_ATOM, Geometry
+from kernels.paging import PAGE_DTYPES
 from kernels.pool import Pool
 from kernels.stage import MemberAtoms, StageKernels
 from weights.manifest import AtomLocation, Manifest
 from weights.sections import AtomKind
 
-__all__ = ["Member", "atoms_of", "check_assignment", "kv_shape", "make_member", "wanted_atoms"]
+__all__ = [
+    "Member",
+    "atoms_of",
+    "check_assignment",
+    "kv_shape",
+    "make_member",
+    "reserve_pool",
+    "shared_pool",
+    "wanted_atoms",
+]
 
 MAX_CONTEXTS = 4096
 
@@ -46,13 +57,18 @@ class Member:
     vocab_first_ids: npt.NDArray[np.int64]
     vocab_n_rows: npt.NDArray[np.int64]
 
+    @cached_property
+    def group_index(self) -> dict[tuple[int, int], int]:
+        """Place in the KV pool of each head group, by (layer, group)."""
+        return {group: i for i, group in enumerate(_head_groups(self.assignment))}
+
 
 def kv_shape(assignment: Assignment, geometry: Geometry) -> KvShape:
     """Return the sizes of the KV pool that an assignment needs."""
     return KvShape(
         n_groups=sum(count_atoms(share.head_groups) for share in assignment.layers),
         head_dim=geometry.head_dim,
-        dtype=np.uint16 if assignment.kv == "f16" else np.float32,
+        dtype=PAGE_DTYPES[assignment.kv],
         context_tokens=assignment.context_tokens,
         kv_tokens=assignment.kv_tokens,
         n_contexts=assignment.n_contexts,
@@ -133,8 +149,30 @@ def atoms_of(assignment: Assignment, manifest: Manifest) -> MemberAtoms:
     )
 
 
+def shared_pool(former: Member | None, assignment: Assignment, geometry: Geometry) -> KvPool:
+    """Return the KV pool of a former epoch that an assignment takes over.
+
+    Raises:
+        PlanError: that epoch is not here, or its pool is another one than this epoch needs.
+    """
+    what = f"epoch {assignment.epoch} is to take over the KV pool of {assignment.kv_of_epoch}"
+    if former is None:
+        raise PlanError(f"{what}, which is not on this agent; assign it a pool of its own")
+    before, after = former.kv.shape, kv_shape(assignment, geometry)
+    if before != after or list(former.group_index) != _head_groups(assignment):
+        raise PlanError(
+            f"{what}, but it holds other head groups or contexts ({after.pool_bytes} bytes, not "
+            f"{before.pool_bytes}); assign it a pool of its own"
+        )
+    return former.kv
+
+
 def make_member(
-    assignment: Assignment, manifest: Manifest, store: npt.NDArray[np.uint8], pool: Pool
+    assignment: Assignment,
+    manifest: Manifest,
+    store: npt.NDArray[np.uint8],
+    pool: Pool,
+    kv: KvPool | None = None,
 ) -> Member:
     """Reserve the KV pool and set up the kernels.
 
@@ -143,12 +181,13 @@ def make_member(
         manifest: of the assignment's model.
         store: (weights_bytes,) uint8, as weights.bin; only the member's atoms need be there.
         pool: the worker threads, used by one thread at a time.
+        kv: of `shared_pool`; None reserves one.
 
     Raises:
         ResourceError: the memory for the KV pool is not there.
     """
     geometry, config = manifest.geometry, manifest.config
-    kv = _reserve(kv_shape(assignment, geometry))
+    kv = reserve_pool(kv_shape(assignment, geometry)) if kv is None else kv
     atoms = atoms_of(assignment, manifest)
     kernels = StageKernels(
         geometry, config.inv_freq(), 1.0, store, atoms, kv.pages, kv.page_table,
@@ -169,7 +208,8 @@ def make_member(
     )
 
 
-def _reserve(shape: KvShape) -> KvPool:
+def reserve_pool(shape: KvShape) -> KvPool:
+    """Return a new KV pool; ResourceError if the memory is not there."""
     try:
         return KvPool(shape)
     except MemoryError as e:
@@ -197,6 +237,11 @@ def _check_ranges(kind: str, ranges: tuple[AtomRange, ...], n_atoms: int) -> Non
                 f"beyond the model's {n_atoms}"
             )
         next_free = r.first + r.count
+
+
+def _head_groups(assignment: Assignment) -> list[tuple[int, int]]:
+    """Return the (layer, group) of each local group, in the order in which the pool has them."""
+    return [(share.layer, i) for share in assignment.layers for i in indices(share.head_groups)]
 
 
 def _array(values: list[int]) -> npt.NDArray[np.int64]:

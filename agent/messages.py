@@ -1,7 +1,8 @@
 """Messages of the control and bulk channels: MessagePack maps, typed and checked by msgspec.
 
 The tag field `type` names the message. New fields take defaults, so that either side may be
-newer within one protocol version. Does not know sockets.
+newer within one protocol version. Those of a migration, which travel on the same channels, are in
+`migration_messages`. Does not know sockets.
 """
 
 from typing import Annotated, Literal, TypeVar
@@ -9,14 +10,17 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from agent.ids import AgentName, Epoch, InstanceId, RunId
+from agent.migration_messages import MoveBulkMessage, MoveOrder, MoveReport
 from agent.share import Assignment
 from kernels.errors import WireError
 
 __all__ = [
     "MAX_CONTROL_BYTES",
+    "PROBE_OBJECT",
     "AgentMessage",
     "Assignment",
     "BulkError",
+    "BulkMessage",
     "BulkReply",
     "BulkRequest",
     "Bye",
@@ -25,6 +29,7 @@ __all__ = [
     "Heartbeat",
     "Hello",
     "Loading",
+    "ProbeLink",
     "Ready",
     "Refused",
     "Release",
@@ -42,7 +47,17 @@ MAX_ROUTE_BYTES = 255  # of a ZeroMQ routing id
 
 BulkError = Literal["", "unknown object", "bad range", "wrong run", "no grant"]
 
+# Bytes of no meaning that a receiver pulls to measure its link; no hash, so no object.
+PROBE_OBJECT = "probe"
+MAX_PROBE_BYTES = 64 << 20
+
 T = TypeVar("T")
+
+# Bounds of what is measured: whoever reads it need not look for NaN or nonsense.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Rate = Annotated[float, msgspec.Meta(gt=0.0, le=1e15)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=3600.0)]
+Celsius = Annotated[float, msgspec.Meta(ge=-100.0, le=300.0)]
 
 
 class Versions(msgspec.Struct, frozen=True):
@@ -72,9 +87,20 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """Agent -> coordinator, every second; `progress` counts finished steps.
+    """Agent -> coordinator, as often as WELCOME says; `progress` counts finished steps.
 
-    `round_trip_s` is the least of this link of late, as the kernel measures it; None = not known.
+    `round_trip_s` is that of the last probe, else the least of this link of late, both as the
+    kernel measures them; None = not known, as everywhere here. `resident_bytes` are those of
+    atoms, `kv_bytes` those of KV pages in use.
+
+    Of real tokens since the last heartbeat: `bytes_per_s` is how fast the kernels read, `call_s`
+    the fixed cost of each call, if they could be told apart, else what `bytes_per_s` supposes is
+    `read_rate.ASSUMED_CALL_S`. `major_faults` are pages that had to come from a disk since then.
+    `goodput_bytes_per_s` is what the bulk link carries, by the last of `n_goodput` measurements.
+
+    `budget_bytes` is what weights and KV may take altogether, as HELLO's `memory_bytes` was at the
+    start but by what is free now; `reserve_bytes` is what stays free besides. `unmapped_bytes` are
+    those of KV pools, of all plans that are here, and of weights that are no mapped file.
     """
 
     progress: int
@@ -82,7 +108,18 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     resident_bytes: int
     kv_free_pages: int = 0
     epoch: Epoch = Epoch(0)
-    round_trip_s: float | None = None
+    round_trip_s: Seconds | None = None
+    kv_bytes: Count = 0
+    major_faults: Count = 0
+    bytes_per_s: Rate | None = None
+    call_s: Seconds | None = None
+    goodput_bytes_per_s: Rate | None = None
+    n_goodput: Count = 0
+    temperature_c: Celsius | None = None
+    throttled: bool | None = None
+    budget_bytes: Count | None = None
+    reserve_bytes: Count = 0
+    unmapped_bytes: Count = 0
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
@@ -152,6 +189,12 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     leave: bool = False
 
 
+class ProbeLink(msgspec.Struct, frozen=True, tag="probe"):
+    """Coordinator -> agent: nobody is being served; pull so much of PROBE_OBJECT to measure."""
+
+    n_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_PROBE_BYTES)]
+
+
 class BulkRequest(msgspec.Struct, frozen=True, tag="pull"):
     """Receiver -> holder: send `length` bytes of an object from `offset`.
 
@@ -181,9 +224,9 @@ class BulkReply(msgspec.Struct, frozen=True, tag="chunk"):
     window_bytes: int = 0
 
 
-AgentMessage = Hello | Heartbeat | Loading | Ready | Failed | Bye
-CoordinatorMessage = Welcome | Refused | Assignment | Release | Shutdown
-BulkMessage = BulkRequest | BulkReply
+AgentMessage = Hello | Heartbeat | Loading | Ready | Failed | Bye | MoveReport
+CoordinatorMessage = Welcome | Refused | Assignment | Release | Shutdown | ProbeLink | MoveOrder
+BulkMessage = BulkRequest | BulkReply | MoveBulkMessage
 
 _encoder = msgspec.msgpack.Encoder()
 _agent_decoder = msgspec.msgpack.Decoder(AgentMessage)
@@ -216,13 +259,13 @@ def decode_coordinator_message(data: bytes) -> CoordinatorMessage:
     return message
 
 
-def decode_bulk_message(data: bytes) -> BulkRequest | BulkReply:
+def decode_bulk_message(data: bytes) -> BulkMessage:
     """Parse a message of the bulk channel.
 
     Raises:
         WireError: too long, not MessagePack, unknown type or a field of the wrong type.
     """
-    message: BulkRequest | BulkReply = _decode(_bulk_decoder, data)
+    message: BulkMessage = _decode(_bulk_decoder, data)
     return message
 
 

@@ -166,6 +166,11 @@ class Pull:
         """Whether every object has arrived and was handed over."""
         return not (self._waiting or self._incoming or self._complete)
 
+    @property
+    def open_bytes(self) -> int:
+        """Bytes that were asked for and have not come."""
+        return sum(request.length for request in self._open.values())
+
     def wait_s(self, now_s: float) -> float:
         """Return how long nothing is to be done unless a reply comes."""
         return RESEND_S if self._open else max(self.window.not_before_s - now_s, 0.0)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import zmq
 
 from agent.curve import ClientCurve
+from agent.goodput import Goodput
 from agent.ids import RunId
 from agent.messages import BulkReply, decode_bulk_message, encode
 from agent.pull import RESEND_S, Chunk, Pull, Wanted
@@ -64,6 +65,7 @@ def pull_objects(
     sink: Sink,
     progress: Callable[[int], None],
     cancelled: threading.Event,
+    goodput: Goodput | None = None,
 ) -> None:
     """Pull objects, several chunks at a time, into a sink.
 
@@ -74,6 +76,7 @@ def pull_objects(
         sink: gets chunks, and objects once their hash is verified.
         progress: gets the bytes that are here so far, after every chunk.
         cancelled: ends the pull with Cancelled.
+        goodput: is told of each chunk.
 
     Raises:
         RemoteError: the channel is silent or keeps damaging bytes, or nothing is granted.
@@ -90,12 +93,16 @@ def pull_objects(
             link.renew(pull)
             link.send_requests(pull)
             if (chunk := link.receive(pull)) is not None:
+                if goodput is not None:
+                    goodput.on_chunk(len(chunk.data), pull.open_bytes, pull.heard_s)
                 sink.keep(chunk)
             for whole, data in pull.take_complete():
                 sink.take(whole, data)
             progress(pull.done_bytes)
     finally:
         link.close()
+        if goodput is not None:
+            goodput.rest()
 
 
 class _Link:

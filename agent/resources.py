@@ -1,4 +1,4 @@
-"""What this board can give: cores, and memory under cgroup v1 and v2 limits.
+"""What this board can give: cores under cgroup v1 and v2 limits, and how much of its memory.
 
 The parsing functions take texts, so that tests feed them samples of other systems; the reading
 functions at the end take the root of the file system for the same reason.
@@ -7,6 +7,7 @@ functions at the end take the root of the file system for the same reason.
 import math
 import os
 import platform
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +15,18 @@ from pathlib import Path
 from kernels.errors import ResourceError
 
 __all__ = [
-    "available_memory_bytes",
+    "ROOT",
+    "cgroup_directories",
     "check_platform",
     "check_this_platform",
     "cpu_quota",
     "describe_machine",
     "memory_budget_bytes",
     "parse_cgroup_paths",
+    "parse_limit",
     "parse_meminfo_available",
+    "parse_stat",
+    "reserve_bytes",
     "usable_cores",
 ]
 
@@ -30,6 +35,11 @@ MIN_RESERVE_BYTES = 64 << 20
 MAX_RESERVE_BYTES = 512 << 20
 # cgroup v1 writes "no limit" as a huge number of pages.
 UNLIMITED_BYTES = 1 << 60
+# Searched for several times a second: taking the whole file apart costs more than reading it.
+_MEM_AVAILABLE, _MEM_FREE = (
+    re.compile(rf"^{name}:[ \t]*(\d+)([ \t]*kB)?[ \t]*$", re.MULTILINE)
+    for name in ("MemAvailable", "MemFree")
+)
 
 ROOT = Path("/")
 
@@ -69,18 +79,12 @@ def parse_meminfo_available(text: str) -> int:
     Raises:
         ResourceError: neither MemAvailable nor MemFree is listed.
     """
-    values: dict[str, int] = {}
-    for line in text.splitlines():
-        name, _, rest = line.partition(":")
-        fields = rest.split()
-        if fields and fields[0].isdigit():
-            values[name] = int(fields[0]) * (1024 if fields[1:] == ["kB"] else 1)
-    for name in ("MemAvailable", "MemFree"):
-        if name in values:
-            return values[name]
-    raise ResourceError(
-        "/proc/meminfo names no available memory; state how much to use with --memory"
-    )
+    found = _MEM_AVAILABLE.search(text) or _MEM_FREE.search(text)
+    if found is None:
+        raise ResourceError(
+            "/proc/meminfo names no available memory; state how much to use with --memory"
+        )
+    return int(found[1]) * (1024 if found[2] else 1)
 
 
 def parse_cgroup_paths(text: str) -> dict[str, str]:
@@ -129,7 +133,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
+def cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
     """Yield this process's directory of a controller ("" = v2) and all above it.
 
     In a container the path of /proc/self/cgroup may lie outside what is mounted; then only the
@@ -146,29 +150,9 @@ def _cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
     yield top
 
 
-def _cgroup_free_bytes(root: Path) -> Iterator[int]:
-    """Yield what each memory limit above this process still leaves, cached files not counted."""
-    names = {
-        "": ("memory.max", "memory.current", "inactive_file"),
-        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    }
-    for controller, (limit_name, usage_name, cached_name) in names.items():
-        for directory in _cgroup_directories(root, controller):
-            limit = parse_limit(_read(directory / limit_name))
-            if limit is not None:
-                usage = parse_limit(_read(directory / usage_name)) or 0
-                cached = parse_stat(_read(directory / "memory.stat"), cached_name)
-                yield max(0, limit - max(0, usage - cached))
-
-
-def available_memory_bytes(root: Path = ROOT) -> int:
-    """Return how much more memory this process may use: the system's and every cgroup's view.
-
-    Raises:
-        ResourceError: the system does not say.
-    """
-    system = parse_meminfo_available(_read(root / "proc/meminfo"))
-    return min([system, *_cgroup_free_bytes(root)])
+def reserve_bytes(available_bytes: int) -> int:
+    """Return what of the memory that an agent finds when it starts stays free for the system."""
+    return min(max(available_bytes // 10, MIN_RESERVE_BYTES), MAX_RESERVE_BYTES)
 
 
 def memory_budget_bytes(available_bytes: int, wanted_bytes: int | None) -> int:
@@ -177,15 +161,14 @@ def memory_budget_bytes(available_bytes: int, wanted_bytes: int | None) -> int:
     A reserve stays free for the system: a board that drops clean pages of its weights decodes
     at the speed of its SD card. `wanted_bytes` is the user's --memory, an upper limit.
     """
-    reserve = min(max(available_bytes // 10, MIN_RESERVE_BYTES), MAX_RESERVE_BYTES)
-    budget = max(0, available_bytes - reserve)
+    budget = max(0, available_bytes - reserve_bytes(available_bytes))
     return budget if wanted_bytes is None else min(budget, wanted_bytes)
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
     """Return the cores that the tightest cgroup quota allows, or None without one."""
-    quotas = [parse_cpu_max(_read(d / "cpu.max")) for d in _cgroup_directories(root, "")]
-    for directory in _cgroup_directories(root, "cpu"):
+    quotas = [parse_cpu_max(_read(d / "cpu.max")) for d in cgroup_directories(root, "")]
+    for directory in cgroup_directories(root, "cpu"):
         quota = _read(directory / "cpu.cfs_quota_us").strip()
         period = _read(directory / "cpu.cfs_period_us").strip()
         quotas.append(parse_cpu_max(f"{quota} {period}"))

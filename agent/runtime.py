@@ -16,12 +16,15 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from agent.address import Address, resolve, routing_id
+from agent.ahead import Rest
 from agent.curve import ClientCurve
+from agent.emulation import Emulation
 from agent.events import (
     Action,
     Adopt,
     CancelLoad,
     CloseHot,
+    CloseMoves,
     Dial,
     Drop,
     Event,
@@ -32,23 +35,34 @@ from agent.events import (
     LoadFailed,
     LoadKey,
     OpenHot,
+    OpenMoves,
+    PoolJob,
+    Probe,
     Received,
+    Reserve,
     Send,
+    SendBulk,
     SendHeartbeat,
+    SpeedChanged,
     Stop,
     Tick,
     Warn,
 )
 from agent.handshake import MONITORED, Handshake
 from agent.hot import HotLoop
-from agent.ids import Epoch
+from agent.ids import RunId
 from agent.loader import Loader, LoaderOptions
 from agent.mailbox import Mailbox
-from agent.messages import Heartbeat, Hello, Welcome, decode_coordinator_message, encode
-from agent.resources import available_memory_bytes
+from agent.member import Member
+from agent.messages import Hello, Welcome, decode_coordinator_message, encode
+from agent.mirror_pool import MirrorPool
+from agent.move_link import MoveLink
+from agent.pulse import Pulse
+from agent.resources import usable_cores
 from agent.round_trip import round_trip_s
 from agent.session import Session
 from agent.sockets import CONTROL, set_options
+from agent.speedometer import LOOK_S
 from kernels.errors import RemoteError, WireError
 from kernels.pool import Pool
 
@@ -81,6 +95,7 @@ class Runtime:
         session: the state machine, fresh.
         pin: keep the hot thread on a core of its own.
         curve: this agent's keys; None speaks in clear.
+        emulation: the board that this machine plays; None for what it is.
     """
 
     def __init__(
@@ -91,26 +106,33 @@ class Runtime:
         session: Session,
         pin: bool = False,
         curve: ClientCurve | None = None,
+        emulation: Emulation | None = None,
     ) -> None:
         self._hello = hello
         self._coordinator = coordinator
         self._session = session
         self._pin = pin
         self._curve = curve
+        self._emulation = emulation
         self._handshake = Handshake(curve is not None)
         self._mailbox = Mailbox()
         self._context: zmq.Context[Socket] = zmq.Context()
-        self._pool = Pool(hello.n_threads)
-        self._loader = Loader(self._context, options, self._pool, self._mailbox.post)
+        self._pool = Pool(hello.n_threads, usable_cores())
+        rests = Rest(self._n_done)
+        self._loader = Loader(self._context, options, self._pool, self._mailbox.post, rests)
+        self._pulse = Pulse(self._loader, emulation)
         self._routing_id = routing_id(hello.name, hello.instance_id)
         self._peer = coordinator
         self._n_dials = 0
         self._bulk_endpoint, self._bulk_token = "", b""
         self._socket: Socket | None = None
         self._monitor: Socket | None = None
+        self._polled: tuple[Socket | None, ...] = ()
+        self._poller = zmq.Poller()
         self._link_fd = -1
         self._hot: HotLoop | None = None
         self._last_hot: HotLoop | None = None
+        self._moves: MoveLink | None = None
         self._ended: Exit | None = None
 
     def run(self) -> Ended:
@@ -119,7 +141,10 @@ class Runtime:
             while self._ended is None:
                 for event in self._wait():
                     self._handle(event)
+                if self._pulse.is_news(self._hot):
+                    self._handle(SpeedChanged())
                 self._handle(Tick())
+        self._close_moves()
         self._close_hot()
         clean = self._loader.close(STOP_S)
         clean = (self._last_hot is None or self._last_hot.join(STOP_S)) and clean
@@ -129,6 +154,11 @@ class Runtime:
             self._context.term()
             self._mailbox.close()
         return Ended(self._ended.code, self._ended.reason, clean)
+
+    def _n_done(self) -> int | None:
+        """Return how many steps were served, None while head groups move; from any thread."""
+        hot = self._hot
+        return None if hot is None or hot.is_moving else hot.n_steps
 
     # Events.
 
@@ -150,18 +180,33 @@ class Runtime:
 
     def _wait(self) -> Iterator[Event]:
         """Wait for events, at most until the session wants a Tick, and yield them."""
-        poller = zmq.Poller()
-        poller.register(self._mailbox.fd, zmq.POLLIN)
-        sockets = [s for s in (self._socket, self._monitor) if s is not None]
-        for socket in sockets:
-            poller.register(socket, zmq.POLLIN)
-        wait_s = min(max(0.0, self._session.next_due_s() - time.monotonic()), MAX_POLL_S)
+        moves = self._moves
+        of_moves = moves.sockets if moves is not None else ()
+        poller = self._poll_for((self._socket, self._monitor, *of_moves))
+        most_s = LOOK_S if self._pulse.is_running else MAX_POLL_S
+        wait_s = min(max(0.0, self._session.next_due_s() - time.monotonic()), most_s)
         ready = dict(poller.poll(int(1000 * wait_s) + 1))
         yield from self._mailbox.take_nowait()
         if self._socket in ready:
             yield from self._receive(self._socket)
         if self._monitor in ready:
             yield from self._look_at_link(self._monitor)
+        if moves is not None and moves is self._moves:
+            if any(socket in ready for socket in of_moves):
+                yield from moves.receive()
+            if moves is self._moves:
+                moves.tend(time.monotonic())
+
+    def _poll_for(self, sockets: tuple[Socket | None, ...]) -> zmq.Poller:
+        """Return a poller of the mailbox and some sockets; rows in plenty find it made."""
+        # By identity: a new socket may be equal to a closed one.
+        if list(map(id, sockets)) != list(map(id, self._polled)):
+            self._polled, self._poller = sockets, zmq.Poller()
+            self._poller.register(self._mailbox.fd, zmq.POLLIN)
+            for socket in sockets:
+                if socket is not None:
+                    self._poller.register(socket, zmq.POLLIN)
+        return self._poller
 
     def _receive(self, socket: Socket | None) -> Iterator[Event]:
         # Another event of this round may have closed the socket.
@@ -192,6 +237,8 @@ class Runtime:
     # Actions.
 
     def _handle(self, event: Event) -> None:
+        if self._ended is not None:
+            return  # a heartbeat after the goodbye would be one of an agent that is gone
         for action in self._session.on_event(event, time.monotonic()):
             self._carry_out(action)
 
@@ -200,7 +247,8 @@ class Runtime:
             case Send(message):
                 self._send(encode(message))
             case SendHeartbeat(epoch):
-                self._send(encode(self._heartbeat(epoch)))
+                round_trip = round_trip_s(self._link_fd)
+                self._send(encode(self._pulse.beat(epoch, self._hot, round_trip)))
             case Dial():
                 self._dial()
             case HangUp():
@@ -211,16 +259,47 @@ class Runtime:
                 self._close_hot()
             case Load(assignment):
                 self._loader.load(assignment, self._bulk_endpoint, self._bulk_token)
+            case Reserve(key, shape, groups):
+                self._loader.reserve(key, shape, groups)
             case CancelLoad(key):
                 self._loader.cancel(key)
+            case Probe(n_bytes):
+                if self._hot is not None:
+                    token = self._bulk_token
+                    self._loader.probe(self._hot.run_id, self._bulk_endpoint, token, n_bytes)
             case Adopt(key):
                 self._adopt(key)
             case Drop(key):
                 self._drop(key)
+            case OpenMoves() | CloseMoves() | PoolJob() | SendBulk():
+                self._carry_out_move(action)
             case Warn(text):
                 log.warning("%s", text)
             case Exit():
                 self._ended = self._ended or action
+
+    def _carry_out_move(self, action: OpenMoves | CloseMoves | PoolJob | SendBulk) -> None:
+        match action:
+            case OpenMoves():
+                now_s = time.monotonic()
+                log.info("moves begin bulk=%s", self._bulk_endpoint)
+                self._moves = MoveLink(self._context, self._bulk_endpoint, self._curve, now_s)
+            case CloseMoves():
+                self._close_moves()
+            case PoolJob():
+                if self._hot is not None:
+                    self._hot.move(action)
+            case SendBulk(message, data):
+                if self._moves is not None:
+                    self._moves.send(message, data)
+
+    def _close_moves(self) -> None:
+        moves, self._moves = self._moves, None
+        if moves is not None:
+            moves.close()
+            log.info("moves ended unsent=%d malformed=%d", moves.n_unsent, moves.n_malformed)
+        if self._hot is not None:
+            self._hot.end_moves()
 
     def _send(self, data: bytes) -> None:
         try:
@@ -229,17 +308,6 @@ class Runtime:
         except zmq.Again:
             # The monitor tells the session that the link is gone.
             log.info("control: a message found no link")
-
-    def _heartbeat(self, epoch: Epoch) -> Heartbeat:
-        hot = self._hot
-        return Heartbeat(
-            progress=hot.n_steps if hot else 0,
-            memory_available_bytes=available_memory_bytes(),
-            resident_bytes=self._loader.resident_bytes,
-            kv_free_pages=hot.n_free_pages if hot else 0,
-            epoch=epoch,
-            round_trip_s=round_trip_s(self._link_fd),
-        )
 
     def _dial(self) -> None:
         self._hang_up()
@@ -260,6 +328,8 @@ class Runtime:
         if self._socket is not None:
             self._socket.disable_monitor()
             self._socket.close(linger=LINGER_MS)
+        if self._monitor is not None:
+            self._monitor.close(linger=0)
         self._socket = self._monitor = None
         self._link_fd = -1
 
@@ -270,6 +340,7 @@ class Runtime:
         self._hot = HotLoop(
             endpoint, welcome.hot_route or self._routing_id, welcome.run_id, self._mailbox.post,
             after=self._last_hot, pin=self._pin, curve=self._curve,
+            emulation=self._emulation,
         )  # fmt: skip
         self._last_hot = self._hot
         self._hot.start()
@@ -281,7 +352,7 @@ class Runtime:
 
     def _adopt(self, key: LoadKey) -> None:
         member, hot = self._loader.take(key), self._hot
-        if member is None or hot is None or member.assignment.run_id != hot.run_id:
+        if member is None or hot is None or _run_of(member) != hot.run_id:
             self._mailbox.post(LoadFailed(key, "the hot link closed while loading"))
         else:
             hot.adopt(key.epoch, member)
@@ -290,3 +361,7 @@ class Runtime:
         self._loader.take(key)
         if self._hot is not None and self._hot.run_id == key.run_id:
             self._hot.drop(key.epoch)
+
+
+def _run_of(member: Member | MirrorPool) -> RunId:
+    return member.run_id if isinstance(member, MirrorPool) else member.assignment.run_id

@@ -3,18 +3,23 @@
     WAITING --(retry time)--> DIALLING --(Welcome)--> JOINED --(link lost)--> WAITING
 
 An agent serves one run of one coordinator. When the link breaks it stops computing and frees its
-KV, keeps its weights mapped, and dials again with a new socket and a new HELLO, for ever. Pure:
-`runtime` turns sockets, signals and the clock into events and carries the actions out.
+KV, keeps its weights mapped, and dials again with a new socket and a new HELLO, for ever. While
+head groups move (`moves`) it holds two epochs, of which each serves its texts. Pure: `runtime`
+turns sockets, signals and the clock into events and carries the actions out.
 """
 
 import random
 from enum import Enum
+from typing import NamedTuple
 
 from agent.events import (
     Action,
     Adopt,
+    BulkReceived,
+    BulkUp,
     CancelLoad,
     CloseHot,
+    CloseMoves,
     Dial,
     Drop,
     Event,
@@ -28,16 +33,24 @@ from agent.events import (
     LoadFailed,
     LoadKey,
     OpenHot,
+    PoolFailed,
+    Probe,
     Progress,
     Received,
     Rejected,
+    Reserved,
+    RowsMissing,
+    RowsPlaced,
+    RowsRead,
     Send,
     SendHeartbeat,
+    SpeedChanged,
     Stop,
     Tick,
     Warn,
 )
 from agent.ids import Epoch, RunId
+from agent.kv_shape import KvShape
 from agent.messages import (
     Assignment,
     Bye,
@@ -45,6 +58,7 @@ from agent.messages import (
     Failed,
     Hello,
     Loading,
+    ProbeLink,
     Ready,
     Refused,
     Release,
@@ -52,6 +66,8 @@ from agent.messages import (
     Versions,
     Welcome,
 )
+from agent.migration_messages import Arrive, Depart, MoveEnd, Want
+from agent.moves import Moves
 
 __all__ = ["Link", "Session"]
 
@@ -68,6 +84,13 @@ class Link(Enum):
     WAITING = 0
     DIALLING = 1
     JOINED = 2
+
+
+class _Held(NamedTuple):
+    """An epoch that is loaded: what to say of it, and the shape of its KV pool."""
+
+    ready: Ready
+    shape: KvShape
 
 
 class Session:
@@ -89,19 +112,37 @@ class Session:
         self._heartbeat_s = 1.0
         self._run_id = RunId(0)
         self._loading: LoadKey | None = None
-        self._loaded: dict[LoadKey, Ready] = {}
+        self._loaded: dict[LoadKey, _Held] = {}
+        self._moves: Moves | None = None
         self._newest = Epoch(0)
         self._complaint = ""
 
     def next_due_s(self) -> float:
         """Return the time by which the next Tick is wanted."""
-        return self._due_s
+        return self._due_s if self._moves is None else min(self._due_s, self._moves.due_s)
+
+    def shape_of(self, epoch: int) -> KvShape | None:
+        """Return the shape of an epoch's KV pool, None if the epoch is not here."""
+        held = self._loaded.get(LoadKey(self._run_id, Epoch(epoch)))
+        return None if held is None else held.shape
+
+    def release(self, epoch: Epoch) -> list[Action]:
+        """Let go of an epoch, if it is here."""
+        key = LoadKey(self._run_id, epoch)
+        self._loaded.pop(key, None)
+        if key == self._loading:
+            self._loading = None
+            return [CancelLoad(key)]
+        return [Drop(key)]
 
     def on_event(self, event: Event, now_s: float) -> list[Action]:
         """Take one event and return what to do about it, in order."""
         match event:
             case Tick():
-                return self._on_tick(now_s)
+                due = [] if self._moves is None else self._moves.on_tick(now_s)
+                return [*due, *self._on_tick(now_s)]
+            case SpeedChanged():
+                return self._beat(now_s) if self.link is Link.JOINED else []
             case LinkUp() if self.link is Link.DIALLING:
                 return [Send(self._hello)]
             case LinkLost(reason) if self.link is not Link.WAITING:
@@ -115,6 +156,13 @@ class Session:
             case Stop(reason):
                 bye: list[Action] = [Send(Bye(reason))] if self.link is Link.JOINED else []
                 return [*bye, Exit(0, reason)]
+            case (
+                BulkUp() | BulkReceived() | RowsRead() | RowsPlaced() | RowsMissing() | PoolFailed()
+            ):
+                return [] if self._moves is None else self._moves.on_event(event, now_s)
+            case Reserved() | Joined() | LoadFailed() if self._moves is not None:
+                of_mirror = self._moves.on_pool(event, now_s)
+                return self._on_loader(event) if of_mirror is None else of_mirror
         return self._on_loader(event)
 
     def _on_tick(self, now_s: float) -> list[Action]:
@@ -130,6 +178,9 @@ class Session:
                 f"it running there, and is its port open? Trying again",
                 now_s,
             )
+        return self._beat(now_s)
+
+    def _beat(self, now_s: float) -> list[Action]:
         self._due_s = now_s + self._heartbeat_s
         return [SendHeartbeat(max((key.epoch for key in self._loaded), default=Epoch(0)))]
 
@@ -137,14 +188,14 @@ class Session:
         match event:
             case Progress(key, done_bytes, total_bytes) if key == self._loading:
                 return [Send(Loading(key.epoch, done_bytes, total_bytes))]
-            case Loaded(key, ready) if key == self._loading:
+            case Loaded(key, ready, shape) if key == self._loading:
                 self._loading = None
-                self._loaded[key] = ready
+                self._loaded[key] = _Held(ready, shape)
                 return [Adopt(key)]
-            case Loaded(key):
+            case Loaded(key) | Reserved(key):
                 return [Drop(key)]
             case Joined(key) if key in self._loaded:
-                return [Send(self._loaded[key])]
+                return [Send(self._loaded[key].ready)]
             case LoadFailed(key, reason) if key == self._loading or key in self._loaded:
                 self._loading = None if key == self._loading else self._loading
                 self._loaded.pop(key, None)
@@ -171,14 +222,13 @@ class Session:
                     return [*bye, Exit(0, reason)]
                 return bye + self._give_up(f"the coordinator ended its run: {reason}", now_s)
             case Assignment() if self.link is Link.JOINED:
-                return self._on_assignment(message)
+                return self._on_assignment(message, now_s)
             case Release(epoch) if self.link is Link.JOINED:
-                key = LoadKey(self._run_id, epoch)
-                self._loaded.pop(key, None)
-                if key == self._loading:
-                    self._loading = None
-                    return [CancelLoad(key)]
-                return [Drop(key)]
+                return [*self.release(epoch), *self._expect_moves(False, now_s)]
+            case Arrive() | Depart() | Want() | MoveEnd() if self._moves is not None:
+                return self._moves.on_order(message, now_s)
+            case ProbeLink(n_bytes) if self.link is Link.JOINED and self._loading is None:
+                return [Probe(n_bytes)]
         return []
 
     def _on_welcome(self, welcome: Welcome, now_s: float) -> list[Action]:
@@ -189,12 +239,13 @@ class Session:
         self._retry_s = MIN_RETRY_S
         self._complaint = ""
         self._run_id = welcome.run_id
+        self._moves = Moves(self._run_id, self._hello.name, welcome.bulk_token, self)
         # A hostile or broken WELCOME must not stop heartbeats or send them without pause.
         self._heartbeat_s = min(max(welcome.heartbeat_s, 0.05), 10.0)
         self._due_s = now_s + self._heartbeat_s
         return [OpenHot(welcome)]
 
-    def _on_assignment(self, assignment: Assignment) -> list[Action]:
+    def _on_assignment(self, assignment: Assignment, now_s: float) -> list[Action]:
         epoch = assignment.epoch
         if assignment.run_id != self._run_id or epoch <= self._newest:
             reason = f"epoch {epoch} of run {assignment.run_id:#x} is not newer than what is here"
@@ -204,7 +255,13 @@ class Session:
             return [Send(Failed(epoch, reason))]
         superseded = [] if self._loading is None else [CancelLoad(self._loading)]
         self._loading, self._newest = LoadKey(self._run_id, epoch), epoch
-        return [*superseded, Load(assignment)]
+        # Beside a plan that is in force: head groups of this board are about to move.
+        moves = self._loaded and not assignment.kv_of_epoch
+        ahead = self._expect_moves(True, now_s) if moves else []
+        return [*superseded, Load(assignment), *ahead]
+
+    def _expect_moves(self, expected: bool, now_s: float) -> list[Action]:
+        return [] if self._moves is None else self._moves.expect(expected, now_s)
 
     def _on_rejected(self, reason: str, now_s: float) -> list[Action]:
         text = (
@@ -223,8 +280,11 @@ class Session:
         actions: list[Action] = [Warn(why)]
         if self._loading is not None:
             actions.append(CancelLoad(self._loading))
+        if self._moves is not None and self._moves.is_open:
+            actions.append(CloseMoves())
         if self.link is Link.JOINED:
             actions.append(CloseHot())
+        self._moves = None
         self._loading, self._newest = None, Epoch(0)
         self._loaded.clear()
         self.link = Link.WAITING

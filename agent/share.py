@@ -10,6 +10,7 @@ import msgspec
 from agent.ids import Epoch, ModelId, Rank, RunId
 
 __all__ = [
+    "KV_HELP",
     "Assignment",
     "AtomRange",
     "KvFormat",
@@ -20,12 +21,14 @@ __all__ = [
 ]
 
 WireFormat = Literal["f32", "f16"]
-KvFormat = Literal["f32", "f16"]
+KvFormat = Literal["f16", "f32", "int8"]
+KV_HELP = "KV cache type (default f16, with --exact f32; int8 takes half as much as f16)"
 
 
-class AtomRange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class AtomRange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A run of neighbouring atoms of one class: [first, first + count)."""
 
+    # A plan has thousands of them, which cannot be part of a cycle: no work for the collector.
     first: int
     count: int
 
@@ -56,6 +59,8 @@ class Assignment(msgspec.Struct, frozen=True, tag="assign"):
         kv_tokens: tokens of all open contexts together for which pages are reserved.
         n_contexts: most kv_ids open at once.
         max_rows: most rows of one STEP.
+        kv_of_epoch: the epoch whose KV pool serves this one as well, because this member holds
+            the same head groups in both; 0 = a pool of its own.
     """
 
     run_id: RunId
@@ -71,6 +76,7 @@ class Assignment(msgspec.Struct, frozen=True, tag="assign"):
     kv_tokens: int
     n_contexts: int
     max_rows: int
+    kv_of_epoch: Epoch = Epoch(0)
 
     @property
     def int8_activations(self) -> bool:

@@ -13,11 +13,12 @@ same positions. Does not know sockets (`hot`).
 """
 
 from time import perf_counter_ns
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.emulation import Pace
 from agent.frames import (
     HEADER_BYTES,
     Flag,
@@ -30,10 +31,13 @@ from agent.frames import (
 )
 from agent.member import Member
 from agent.phase_loop import StageCall
+from agent.read_bytes import ReadBytes
+from agent.samples import Samples
 from agent.vocab_answer import VocabAnswer
 from agent.vocab_payload import SamplerRow, read_sampler_rows
+from kernels.entries import decode_flat, encode_flat
+from kernels.entry import Bound
 from kernels.errors import WireError
-from kernels.exchange import decode_f16, encode_f16
 
 __all__ = ["Stepper"]
 
@@ -47,7 +51,8 @@ class _Views(NamedTuple):
     """Arrays over the two buffers and the scratch, for one number of rows and one wire type.
 
     `x_wire` and `out_wire` are flat uint16; with f32 on the wire they are empty, and `x` and
-    `out` lie in the buffers themselves.
+    `out` lie in the buffers themselves. Calls turn x_wire into x, and out or x into out_wire; their
+    arguments are encoded once.
     """
 
     rows: npt.NDArray[np.uint32]
@@ -59,6 +64,9 @@ class _Views(NamedTuple):
     out: F32
     out_wire: npt.NDArray[np.uint16]
     x_bytes: int
+    decode: Bound
+    encode_out: Bound
+    encode_x: Bound
 
 
 class Stepper:
@@ -68,9 +76,13 @@ class Stepper:
         member: whose atoms.
         inbox: (MAX_FRAME_BYTES,) uint8, where frames are received.
         outbox: (MAX_FRAME_BYTES,) uint8, where replies are written.
+        samples: gets the bytes that each kernel call of one row reads, and its nanoseconds.
+        pace: keeps the calls as slow as an emulated board's; None leaves them alone.
     """
 
-    def __init__(self, member: Member, inbox: U8, outbox: U8) -> None:
+    def __init__(
+        self, member: Member, inbox: U8, outbox: U8, samples: Samples, pace: Pace | None = None
+    ) -> None:
         self._member = member
         self._kernels = member.kernels
         self._kv = member.kv
@@ -87,6 +99,10 @@ class Stepper:
         self._positions = np.zeros(self._max_rows, np.int32)
         self._views: dict[tuple[int, Wire], _Views] = {}
         self._last_rows = b""
+        self._samples = samples
+        self._pace = pace
+        self._reads = ReadBytes(member)
+        self._read_bytes = self._reads.nothing
         n_layers = 1 + max(member.layer_index, default=-1)
         self._layer_index = np.full(n_layers, -1, np.int32)
         for layer, index in member.layer_index.items():
@@ -133,7 +149,9 @@ class Stepper:
         views = self._views[header.n_rows, header.wire]
         call = self._kernels.phase_call(views.x, views.out)
         x, out = views.x.reshape(-1), views.out.reshape(-1)
-        return StageCall(self._layer_index, views.x_wire, x, out, views.out_wire, *call)
+        # Many rows are bound by arithmetic: their time says nothing about the next token's.
+        read_bytes = self._read_bytes if header.n_rows == 1 else self._reads.nothing
+        return StageCall(self._layer_index, read_bytes, views.x_wire, x, out, views.out_wire, *call)
 
     def _half_layer(self, header: Header, views: _Views) -> int:
         """Turn x into this member's partial sum of one phase of one layer."""
@@ -144,13 +162,16 @@ class Stepper:
         f16 = header.wire is Wire.F16
         started_ns = perf_counter_ns()
         if f16:
-            decode_f16(views.x_wire, views.x)
+            views.decode()
         if header.phase is Phase.ATTENTION:
             self._kernels.attention(layer, views.x, views.out)
         else:
             self._kernels.mlp(layer, views.x, views.out)
         if f16:
-            encode_f16(views.out, views.out_wire)
+            views.encode_out()
+        n_layers = len(self._member.layer_index)
+        n_read = int(self._read_bytes[layer + (header.phase is Phase.MLP) * n_layers])
+        self._finish_call(n_read, header.n_rows, started_ns)
         return self._reply(header, FrameType.PARTIAL, views.x_bytes, started_ns)
 
     def _stage_step(self, header: Header, views: _Views) -> int:
@@ -167,15 +188,16 @@ class Stepper:
         f16 = header.wire is Wire.F16
         started_ns = perf_counter_ns()
         if f16:
-            decode_f16(views.x_wire, views.x)
+            views.decode()
         self._kernels.run_layers(views.x)
+        self._finish_call(int(self._read_bytes.sum()), header.n_rows, started_ns)
         if samplers:
-            kind, n_bytes = self._vocab.answer(self._tail(views, len(samplers)), samplers)
+            kind, n_bytes = self._answer_vocab(self._tail(views, len(samplers)), samplers)
             return self._reply(header, kind, n_bytes, started_ns)
         if vocab_after:
             return self._reply(header, FrameType.RESIDUAL, 0, started_ns)
         if f16:
-            encode_f16(views.x, views.out_wire)
+            views.encode_x()
         else:
             views.out[:] = views.x
         return self._reply(header, FrameType.RESIDUAL, views.x_bytes, started_ns)
@@ -191,9 +213,25 @@ class Stepper:
         self._begin(views)
         started_ns = perf_counter_ns()
         if header.wire is Wire.F16:
-            decode_f16(views.x_wire, views.x)
-        kind, n_bytes = self._vocab.answer(views.x, samplers)
+            views.decode()
+        kind, n_bytes = self._answer_vocab(views.x, samplers)
         return self._reply(header, kind, n_bytes, started_ns)
+
+    def _answer_vocab(self, x: F32, samplers: list[SamplerRow]) -> tuple[FrameType, int]:
+        """Answer vocab rows, as slowly as an emulated board."""
+        started_ns = perf_counter_ns()
+        answer = self._vocab.answer(x, samplers)
+        if self._pace is not None:
+            self._pace.wait(self._reads.vocab, started_ns)
+        return answer
+
+    def _finish_call(self, n_bytes: int, n_rows: int, started_ns: int) -> None:
+        """Wait as long as an emulated board would take, and note how fast the call was."""
+        if self._pace is not None:
+            self._pace.wait(n_bytes, started_ns)
+        # Many rows are bound by arithmetic, see `stage_call`.
+        if n_rows == 1 and n_bytes:
+            self._samples.add(n_bytes, perf_counter_ns() - started_ns)
 
     def _samplers(self, header: Header, views: _Views) -> list[SamplerRow]:
         start = payload_offset(header.n_rows)
@@ -210,6 +248,7 @@ class Stepper:
         self._kv.prepare(views.rows, views.slots)
         views.positions[:] = views.rows[:, 1]
         self._kernels.begin(views.slots, views.positions)
+        self._read_bytes = self._reads.of_rows(views.rows)
         self._last_rows = bytes(views.row_bytes)
 
     def _tail(self, views: _Views, n_rows: int) -> F32:
@@ -242,6 +281,7 @@ class Stepper:
         else:
             x_wire = out_wire = np.empty(0, np.uint16)
             x, out = (raw.view(np.float32).reshape(n_rows, d) for raw in (x_raw, out_raw))
+        flat_x, flat_out = x.reshape(-1), out.reshape(-1)
         views = self._views[n_rows, wire] = _Views(
             rows=self._inbox[HEADER_BYTES:start].view(np.uint32).reshape(n_rows, 2),
             row_bytes=self._inbox_bytes[HEADER_BYTES:start],
@@ -252,5 +292,15 @@ class Stepper:
             out=out,
             out_wire=out_wire,
             x_bytes=itemsize * n,
+            decode=decode_flat.bind((_read_only(x_wire), flat_x), 2, 0),
+            encode_out=encode_flat.bind((_read_only(flat_out), out_wire), 2, 0),
+            encode_x=encode_flat.bind((_read_only(flat_x), out_wire), 2, 0),
         )
         return views
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the array as kernels take a source, like `kernels.wire_floats`: one specialisation."""
+    view = array[:]
+    view.flags.writeable = False
+    return view

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.ids import ModelId
-from agent.leases import Leases
+from agent.leases import Leases, n_bytes_of
 from agent.pull import Wanted
 from agent.puller import Cancelled, Sink
 from kernels.errors import ModelError
@@ -48,6 +48,9 @@ class Store(ABC):
         self.weights = weights
         self._n_threads = n_threads
         self._verified: dict[int, AtomLocation] = {}
+        # Verified before a plan has named them; no less sound, but nobody's yet.
+        self._ahead: dict[int, AtomLocation] = {}
+        self._doubtful: set[int] = set()
         self.leases = Leases()
 
     @abstractmethod
@@ -74,6 +77,49 @@ class Store(ABC):
             ResourceError: neither disk nor memory can take the atoms.
         """
 
+    def unverified(self, memory_bytes: int) -> list[AtomLocation] | None:
+        """Return atoms that are here but were never hashed, as many as may be in memory.
+
+        Args:
+            memory_bytes: what weights and KV may take altogether.
+
+        Returns:
+            None if that cannot be told now.
+        """
+        here = self._here()
+        if here is None:
+            return None
+        known = self._verified.keys() | self._ahead.keys() | self._doubtful
+        room_bytes = memory_bytes - self.leases.kv_bytes
+        room_bytes -= n_bytes_of((self._verified | self._ahead).values())
+        found = []
+        for atom in here:
+            if atom.offset_bytes in known or atom.n_bytes > room_bytes:
+                continue
+            room_bytes -= atom.n_bytes
+            found.append(atom)
+        return found
+
+    def take_ahead(self, sound: Iterable[AtomLocation], damaged: Iterable[AtomLocation]) -> None:
+        """Note that atoms of `unverified` were hashed before a plan has named them."""
+        self._ahead |= {atom.offset_bytes: atom for atom in sound}
+        # Whoever needs one hashes it again, and says what is to be done.
+        self._doubtful |= {atom.offset_bytes for atom in damaged}
+
+    @abstractmethod
+    def _here(self) -> Sequence[AtomLocation] | None:
+        """Return the atoms that a member may need and that need not be pulled; None = not now."""
+
+    def _all_atoms(self) -> list[AtomLocation]:
+        """Return every atom that a member may need, in file order."""
+        found = [
+            self.manifest.atom(section.kind, section.layer, i)
+            for section in self.manifest.sections
+            if section.kind != "embedding"  # the coordinator's
+            for i in range(len(section.hashes))
+        ]
+        return sorted(found, key=lambda atom: atom.offset_bytes)
+
     # Only a place in the cache is held.
     def close(self) -> None:  # noqa: B027
         """Let go of what keeps the model from being removed; mapped atoms stay valid."""
@@ -83,6 +129,11 @@ class Store(ABC):
         """Bytes of the atoms that are verified."""
         return sum(a.n_bytes for a in list(self._verified.values()))
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the atoms live in anonymous memory, not in a mapped file."""
+        return False
+
     def blob(self, atom: AtomLocation) -> U8:
         """Return one atom's bytes as a view."""
         return self.weights[atom.offset_bytes : atom.offset_bytes + atom.n_bytes]
@@ -90,14 +141,25 @@ class Store(ABC):
     def _check_hashes(
         self, atoms: Iterable[AtomLocation], touched: Callable[[int], None], cancelled: Event
     ) -> list[AtomLocation]:
-        """Hash atoms, which also brings their pages in, and return those that are damaged."""
+        """Hash atoms, which also brings their pages in, and return those that are damaged.
+
+        Those that were hashed ahead are as good as hashed now.
+        """
 
         def is_sound(atom: AtomLocation) -> bool:
             if cancelled.is_set():
                 raise Cancelled("the assignment was withdrawn")
             return content_hash(self.blob(atom).data) == atom.hash
 
-        unknown = [a for a in atoms if a.offset_bytes not in self._verified]
+        unknown = []
+        for atom in atoms:
+            if atom.offset_bytes in self._verified:
+                continue
+            if self._ahead.pop(atom.offset_bytes, None) is None:
+                unknown.append(atom)
+                continue
+            self._verified[atom.offset_bytes] = atom
+            touched(atom.n_bytes)
         damaged = []
         # hashlib lets go of the GIL, so threads hash in parallel.
         with ThreadPoolExecutor(self._n_threads) as executor:
@@ -132,6 +194,9 @@ class DirectoryStore(Store):
                 f"copy or convert the model again"
             )
         return 0
+
+    def _here(self) -> Sequence[AtomLocation] | None:
+        return self._all_atoms()
 
 
 def find_directory(places: Iterable[Path], model_id: ModelId) -> ModelDirectory | None:

@@ -4,6 +4,8 @@ Writes TOP and LOGITS payloads (`vocab_payload`) into the outgoing frame. Which 
 coordinator's business.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,8 +18,10 @@ from agent.vocab_payload import (
     TopRow,
     pack_top_rows,
 )
+from kernels.entries import log_sum_exp_with, penalise, top_candidates
+from kernels.entry import Bound
 from kernels.errors import WireError
-from kernels.vocab import log_sum_exp, penalise, top_candidates
+from kernels.formats import LOG_SUM_CHUNK
 
 __all__ = ["VocabAnswer"]
 
@@ -44,6 +48,11 @@ class VocabAnswer:
         self._penalised = np.zeros(MAX_PENALISED, np.uint32)
         self._top_ids = np.zeros(TOP_CANDIDATES, np.uint32)
         self._top_logits = np.zeros(TOP_CANDIDATES, np.float32)
+        self._exponentials = np.zeros(LOG_SUM_CHUNK, np.float64)
+        # The row of a token that is written alone, and its calls: arguments are encoded once.
+        self._row = self._logits[0]
+        self._best_of_row = top_candidates.bind(self._top_args(self._row), 2, 1)
+        self._temperature, self._sum_of_row = 1.0, self._bind_sum(1.0)
 
     def check(self, samplers: list[SamplerRow]) -> None:
         """Raise WireError for rows that one frame cannot answer."""
@@ -67,7 +76,10 @@ class VocabAnswer:
             return FrameType.LOGITS, self._full(x, samplers)
         logits = self._logits[: len(samplers)]
         self._kernels.logits(x, logits)
-        tops = [self._top(row, sampler) for row, sampler in zip(logits, samplers, strict=True)]
+        if len(samplers) == 1:
+            tops = [self._top_of_row(samplers[0])]
+        else:
+            tops = [self._top(row, sampler) for row, sampler in zip(logits, samplers, strict=True)]
         payload = pack_top_rows(tops)
         self._outbox_bytes[HEADER_BYTES : HEADER_BYTES + len(payload)] = payload
         return FrameType.TOP, len(payload)
@@ -84,10 +96,25 @@ class VocabAnswer:
     def _top(self, logits: F32, sampler: SamplerRow) -> TopRow:
         """Return one row's candidates; `logits` is penalised in place."""
         self._penalise(logits, sampler)
-        total = log_sum_exp(logits, float(sampler.temperature or 1.0))
-        ids, best = self._top_ids, self._top_logits
-        n = top_candidates(logits, self._ids, TOP_CANDIDATES, ids, best)
-        return TopRow(total, ids[:n].copy(), best[:n].copy())
+        total = log_sum_exp_with(logits, float(sampler.temperature or 1.0), self._exponentials)
+        return self._candidates(total, top_candidates(*self._top_args(logits)))
+
+    def _top_of_row(self, sampler: SamplerRow) -> TopRow:
+        """Do the same for the only row."""
+        self._penalise(self._row, sampler)
+        temperature = float(sampler.temperature or 1.0)
+        if temperature != self._temperature:
+            self._temperature, self._sum_of_row = temperature, self._bind_sum(temperature)
+        return self._candidates(self._sum_of_row(), self._best_of_row(TOP_CANDIDATES))
+
+    def _bind_sum(self, temperature: float) -> Bound:
+        return log_sum_exp_with.bind((self._row, temperature, self._exponentials), 3, 0)
+
+    def _top_args(self, logits: F32) -> tuple[Any, ...]:
+        return logits, self._ids, TOP_CANDIDATES, self._top_ids, self._top_logits
+
+    def _candidates(self, total: float, n: int) -> TopRow:
+        return TopRow(total, self._top_ids[:n].copy(), self._top_logits[:n].copy())
 
     def _penalise(self, logits: F32, sampler: SamplerRow) -> None:
         n_ids = len(sampler.penalised_ids)

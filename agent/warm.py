@@ -12,61 +12,129 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from agent.compiler import compiling
 from agent.kv import KvPool, KvShape
 from agent.kv_ops import KvOp, KvOpCode
-from agent.native import find_calls
 from agent.phase_loop import StageCall, load_phase_loop
 from agent.share import KvFormat
-from kernels.exchange import decode_f16, encode_f16
-from kernels.layout import Geometry
+from agent.zmq_calls import find_calls
+from kernels.entries import log_sum_exp_with, penalise, top_candidates
+from kernels.entry import images_in_use
+from kernels.errors import ResourceError
+from kernels.formats import LOG_SUM_CHUNK
+from kernels.layout import Geometry, WeightFormat
+from kernels.mode import JIT_DISABLED
+from kernels.paging import PAGE_DTYPES
 from kernels.pool import Pool
 from kernels.stage import MemberAtoms, StageKernels
-from kernels.vocab import log_sum_exp, penalise, top_candidates
+from kernels.wire_floats import decode_f16, encode_f16
 
-__all__ = ["synthetic_stage", "warm_kernels"]
+__all__ = ["is_warm", "log_target", "synthetic_stage", "warm_kernels"]
 
 log = logging.getLogger(__name__)
 
 ALIGN_BYTES = 64
+# How long another process may hold the lock without a kernel being finished.
+LOCK_TIMEOUT_S = 600.0
+LOCK_POLL_S = 0.05
 # Bits of this byte are ordinary numbers in every format; subnormal ones would slow the kernels.
 FILL = 0x2C
 
 
+def is_warm(fmt: WeightFormat, kv: KvFormat, int8_activations: bool) -> bool:
+    """Tell whether these kernels were compiled before and are in the cache."""
+    return _marker(fmt, kv, int8_activations).exists()
+
+
+@cache
+def log_target() -> None:
+    """Log, once, what this process compiles for; the choice is made before anything compiles."""
+    from kernels.target import describe  # imports LLVM
+
+    log.info("kernel target %s", describe())
+
+
 def warm_kernels(geometry: Geometry, kv: KvFormat, int8_activations: bool) -> None:
     """Compile every kernel that a member of this geometry may need, or load it from the cache."""
+    if images_in_use() is None:
+        log_target()
     started_s = time.monotonic()
-    with _compiling_once(f"{geometry.fmt.name}-{kv}{'-int8' * int8_activations}"):
+    with _compiling_once(_marker(geometry.fmt, kv, int8_activations)), compiling():
         _call_all(geometry, kv, int8_activations)
     seconds = time.monotonic() - started_s
     log.info("kernels ready dtype=%s kv=%s seconds=%.2f", geometry.fmt.name, kv, seconds)
 
 
 @contextlib.contextmanager
-def _compiling_once(what: str) -> Iterator[None]:
-    """Hold a lock while kernels compile, unless a marker says that they are in numba's cache."""
-    directory = Path(os.environ.get("NUMBA_CACHE_DIR", "."))
-    marker = directory / f"{what}.warm"
-    lock = None
+def _compiling_once(marker: Path) -> Iterator[None]:
+    """Hold a lock while kernels compile, unless a marker says that they are in the cache."""
+    lock, images = None, images_in_use()
     if not marker.exists():
         # Without a place for a lock, compiling twice is only slower.
         with contextlib.suppress(OSError):
-            lock = (directory / "compile.lock").open("wb")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock = marker.with_name("compile.lock").open("wb")
+            _take_turn(lock, marker)
     if lock is not None and marker.exists():
         # Another process compiled while this one waited; loading needs no turns.
         lock.close()
     try:
         yield
-        if not marker.exists():
+        # An agent that has given its images up has compiled for itself alone.
+        if images_in_use() is images and not marker.exists():
             with contextlib.suppress(OSError):
                 marker.touch()
     finally:
         if lock is not None:
             lock.close()
+
+
+def _take_turn(lock: BinaryIO, marker: Path) -> None:
+    """Wait for the lock, or for the marker that says that it is not needed.
+
+    Raises:
+        ResourceError: whoever holds it has added nothing to the cache for LOCK_TIMEOUT_S.
+        OSError: locks do not work here.
+    """
+    changed_ns, deadline_s = 0, 0.0
+    while not marker.exists():
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            now_s = time.monotonic()
+        newest_ns = _newest_ns(marker.parent)
+        if newest_ns != changed_ns:
+            changed_ns, deadline_s = newest_ns, now_s + LOCK_TIMEOUT_S
+        elif now_s >= deadline_s:
+            lock.close()
+            raise ResourceError(
+                f"another process has held {lock.name} for {LOCK_TIMEOUT_S:g} s without finishing "
+                f"a kernel, which takes minutes at most on slow boards: it may be stopped; end it "
+                f"(`fuser {lock.name}` names it) and try again"
+            )
+        time.sleep(LOCK_POLL_S)
+
+
+def _newest_ns(cache: Path) -> int:
+    """Return when something was last added to the cache; numba has a directory for each package."""
+    newest_ns = cache.stat().st_mtime_ns
+    for path in cache.iterdir():
+        if path.is_dir():
+            newest_ns = max(newest_ns, path.stat().st_mtime_ns)
+    return newest_ns
+
+
+def _marker(fmt: WeightFormat, kv: KvFormat, int8_activations: bool) -> Path:
+    images = images_in_use()
+    directory = images.directory if images else Path(os.environ.get("NUMBA_CACHE_DIR", "."))
+    # Plain formats have the same kernels either way.
+    int8 = int8_activations and fmt in (WeightFormat.Q8, WeightFormat.Q4)
+    return directory / f"{fmt.name}-{kv}{'-int8' * int8}.warm"
 
 
 def _call_all(geometry: Geometry, kv: KvFormat, int8_activations: bool) -> None:
@@ -76,7 +144,15 @@ def _call_all(geometry: Geometry, kv: KvFormat, int8_activations: bool) -> None:
         geometry, hidden_size=d * group, n_layers=1, n_heads=group, n_kv_heads=1, n_columns=40,
         vocab_size=10,
     )  # fmt: skip
-    kernels = synthetic_stage(small, kv, Pool(1), 1, 1, int8_activations)
+    pool = Pool(1 if JIT_DISABLED else 2)
+    try:
+        _call_stage(small, synthetic_stage(small, kv, pool, 1, 1, int8_activations))
+    finally:
+        pool.close()
+
+
+def _call_stage(small: Geometry, kernels: StageKernels) -> None:
+    """Call every kernel of a stage of few threads and columns."""
     x = np.ones((1, small.hidden_size), np.float32)
     out, half = np.zeros_like(x), np.zeros(x.size, np.uint16)
     encode_f16(x, half)
@@ -86,14 +162,17 @@ def _call_all(geometry: Geometry, kv: KvFormat, int8_activations: bool) -> None:
     if find_calls() is not None:
         call = kernels.phase_call(x, out)
         layers, flat = np.zeros(1, np.int32), (x.reshape(-1), out.reshape(-1))
-        load_phase_loop(StageCall(layers, half, *flat, half, call.address, call.head, call.tail))
+        read_bytes = np.zeros(2, np.int64)
+        load_phase_loop(
+            StageCall(layers, read_bytes, half, *flat, half, call.address, call.head, call.tail)
+        )
     kernels.run_layers(x)
     logits = np.zeros((1, small.vocab_size), np.float32)
     kernels.logits(x, logits)
     ids = np.arange(small.vocab_size, dtype=np.uint32)
     first, n_rows = np.zeros(1, np.int64), np.full(1, small.vocab_size, np.int64)
     penalise(logits[0], first, n_rows, ids.copy(), 1.1)
-    log_sum_exp(logits[0], 1.0)
+    log_sum_exp_with(logits[0], 1.0, np.zeros(LOG_SUM_CHUNK))
     top_candidates(logits[0], ids, len(ids), ids.copy(), logits[0].copy())
 
 
@@ -123,8 +202,7 @@ def synthetic_stage(
         vocab_n_rows=np.full(n_vocab, g.vocab_size, np.int64),
         final_norm=int(final_norm[0]),
     )  # fmt: skip
-    dtype = np.uint16 if kv == "f16" else np.float32
-    pool_of_pages = KvPool(KvShape(n_groups, g.head_dim, dtype, 64, 64, 1))
+    pool_of_pages = KvPool(KvShape(n_groups, g.head_dim, PAGE_DTYPES[kv], 64, 64, 1))
     kernels = StageKernels(
         g, np.ones(g.head_dim // 2), 1.0, raw[start : start + end], atoms, pool_of_pages.pages,
         pool_of_pages.page_table, 1, 64, pool, int8_activations,

@@ -22,6 +22,7 @@ class Window:
     Args:
         chunk_bytes: most bytes of one request when nobody asks for less.
         credits: most open requests.
+        pause: how many times as long as the last chunk took the link rests under a hint.
 
     Attributes:
         chunk_bytes: most bytes of the next request.
@@ -29,8 +30,11 @@ class Window:
         not_before_s: when the next request may go out.
     """
 
-    def __init__(self, chunk_bytes: int = CHUNK_BYTES, credits: int = CREDITS) -> None:
+    def __init__(
+        self, chunk_bytes: int = CHUNK_BYTES, credits: int = CREDITS, pause: float = PAUSE
+    ) -> None:
         self._wide = chunk_bytes, credits
+        self._pause = pause
         self.chunk_bytes, self.credits = self._wide
         self.not_before_s = float("-inf")
 
@@ -44,5 +48,5 @@ class Window:
         self.chunk_bytes = min(chunk_bytes, max(hint_bytes, MIN_CHUNK_BYTES))
         self.credits = max(1, min(credits, hint_bytes // self.chunk_bytes))
         # Slow links rest longer: the share of the link stays the same whatever its rate.
-        pause_s = min(PAUSE * max(now_s - sent_s, 0.0), MAX_PAUSE_S)
+        pause_s = min(self._pause * max(now_s - sent_s, 0.0), MAX_PAUSE_S)
         self.not_before_s = now_s + pause_s

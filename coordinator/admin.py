@@ -6,18 +6,22 @@ connections, what a client may send, and how long it may take to send or to read
 """
 
 import contextlib
+import functools
 import logging
 import os
 import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from agent.ids import AgentName
+from agent.threads import NamedThread
 from coordinator.admin_messages import (
     MAX_QUESTION_BYTES,
+    Cordon,
     Done,
     Drain,
     Failed,
@@ -47,7 +51,7 @@ ASK_S = 10.0
 SEND_S = 10.0
 # How soon a client that has gone is noticed while nothing is to be told to it.
 LOOK_S = 0.2
-DRAIN_S = 600.0
+WISH_S = 600.0
 TELL_S = 2.0
 # A client that waits hears from us so often, and so knows that we live.
 BEAT_S = 10.0
@@ -69,6 +73,12 @@ class Answers(Protocol):
 
     def drain(self, name: AgentName, on: bool) -> None:
         """Note that an agent shall be free of work, or may be used again."""
+
+    def cordon(self, name: AgentName) -> None:
+        """Note that an agent shall be given nothing new."""
+
+    def is_cordoned(self, name: AgentName) -> bool:
+        """Return whether that has been heeded."""
 
     def holds(self, name: AgentName) -> bool:
         """Return whether the agent has a part of the plan in force or being installed."""
@@ -121,7 +131,7 @@ class AdminServer:
             self._listener.close()
             raise ResourceError(f"cannot listen at {path}: {e.strerror}") from e
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._accept, name="admin", daemon=True)
+        self._thread = NamedThread(self._accept, "admin")
         self._thread.start()
 
     def close(self) -> None:
@@ -162,9 +172,7 @@ class AdminServer:
                 _send(client, Failed(f"{MAX_CLIENTS} clients are connected; try again later"))
                 client.close()
                 continue
-            thread = threading.Thread(
-                target=self._serve, args=(client,), name="admin-client", daemon=True
-            )
+            thread = NamedThread(functools.partial(self._serve, client), "admin-client")
             with self._lock:
                 self._clients[thread] = client
             thread.start()
@@ -202,7 +210,17 @@ class AdminServer:
                 _send(client, self._desk.live_plan())
             case Drain(name, on):
                 self._desk.drain(name, on)
-                self._await_drained(client, name, on)
+                moves = f"what agent {name!r} holds is being moved to others"
+                if not on:
+                    _send(client, Done(f"agent {name!r} may be used"))
+                elif self._await(client, lambda: not self._desk.holds(name), moves):
+                    _send(client, Done(f"agent {name!r} has no work any more"))
+            case Cordon(name):
+                self._desk.cordon(name)
+                waits = f"agent {name!r} is cordoned when the present plan has been loaded"
+                if self._await(client, lambda: self._desk.is_cordoned(name), waits):
+                    text = f"agent {name!r} keeps what it has and is given nothing new"
+                    _send(client, Done(text))
             case Stop():
                 log.info("a client asked the coordinator to stop")
                 self._desk.stop()
@@ -229,23 +247,24 @@ class AdminServer:
         finally:
             request.give_up("its client has gone")
 
-    def _await_drained(self, client: socket.socket, name: AgentName, on: bool) -> None:
+    def _await(self, client: socket.socket, is_done: Callable[[], bool], why_late: str) -> bool:
+        """Wait until a wish has been heeded; False if it has not, and the client knows."""
         began_s = sent_s = time.monotonic()
         told = False
-        while on and self._desk.holds(name):
+        while not is_done():
             now_s = time.monotonic()
             if not told and now_s - began_s > TELL_S:
                 told = True
-                _send(client, Notice(f"agent {name!r} is freed when nobody is being served"))
-            if now_s - began_s > DRAIN_S or self._closing.is_set():
-                _send(client, Failed(f"agent {name!r} still has a part of the plan"))
-                return
+                _send(client, Notice(why_late))
+            if now_s - began_s > WISH_S or self._closing.is_set():
+                _send(client, Failed(f"gave up waiting: {why_late}"))
+                return False
             if now_s - sent_s > BEAT_S:
                 sent_s = now_s
                 _send(client, BEAT)
             if _gone(client, LOOK_S):
-                return
-        _send(client, Done(f"agent {name!r} {'has no work any more' if on else 'may be used'}"))
+                return False
+        return True
 
 
 def _read_question(client: socket.socket) -> Question | None:

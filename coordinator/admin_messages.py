@@ -21,6 +21,7 @@ __all__ = [
     "MAX_REPLY_BYTES",
     "AgentStatus",
     "Began",
+    "Cordon",
     "Done",
     "Drain",
     "Failed",
@@ -76,6 +77,12 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     on: bool = True
 
 
+class Cordon(msgspec.Struct, frozen=True, tag="cordon"):
+    """Leave an agent what it has and give it nothing new; answered by `Done`."""
+
+    name: AgentName
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """End the coordinator; answered by `Done`, and closed when it has ended."""
 
@@ -129,7 +136,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     reason: str
 
 
-Question = Generate | GetStatus | GetPlan | Drain | Stop
+Question = Generate | GetStatus | GetPlan | Drain | Cordon | Stop
 Reply = Notice | Began | Piece | Finished | Status | LivePlan | Done | Failed
 
 _encoder = msgspec.json.Encoder()

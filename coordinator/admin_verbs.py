@@ -1,4 +1,4 @@
-"""The verbs `drain`, `undrain` and `stop`: wishes to the coordinator that runs on this machine."""
+"""The verbs `drain`, `cordon` and `stop`: wishes to the coordinator that runs on this machine."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ import time
 from agent.address import check_name
 from agent.shell import Verb
 from coordinator.admin_client import find_coordinator
-from coordinator.admin_messages import Done, Drain, Notice, Stop
+from coordinator.admin_messages import Cordon, Done, Drain, Notice, Stop
 from kernels.errors import RemoteError
 
 __all__ = ["VERBS", "add_port_argument"]
@@ -23,7 +23,7 @@ def add_port_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_drain_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `headwise drain` and `headwise undrain`."""
+    """Add the options of `headwise drain`, `cordon` and what undoes them."""
     parser.add_argument("name", metavar="NAME", help="the agent, as `headwise status` shows it")
     add_port_argument(parser)
 
@@ -33,31 +33,43 @@ def _add_stop_arguments(parser: argparse.ArgumentParser) -> None:
     add_port_argument(parser)
 
 
-def _drain(args: argparse.Namespace, on: bool = True) -> int:
-    """Wait until an agent has no work any more, or (`on` False) let it have some again.
+def _drain(args: argparse.Namespace) -> int:
+    """Wait until an agent has no work any more.
 
     Raises:
         HeadwiseError: no such agent, no coordinator, or it could not be freed.
     """
-    name = check_name(args.name)
+    return _wish(args, Drain(check_name(args.name)))
+
+
+def _cordon(args: argparse.Namespace) -> int:
+    """Leave an agent what it has and give it nothing new.
+
+    Raises:
+        HeadwiseError: no such agent, or no coordinator.
+    """
+    return _wish(args, Cordon(check_name(args.name)))
+
+
+def _undrain(args: argparse.Namespace) -> int:
+    """Let an agent have work again, whether it was drained or cordoned.
+
+    Raises:
+        HeadwiseError: no such agent, or no coordinator.
+    """
+    return _wish(args, Drain(check_name(args.name), on=False))
+
+
+def _wish(args: argparse.Namespace, wish: Drain | Cordon) -> int:
+    """Ask for something that may take a while, and say how it goes."""
     with find_coordinator(args.port) as client:
-        # A request that is being written goes on as long as it does.
-        for reply in client.ask(Drain(name, on)):
+        for reply in client.ask(wish):
             if isinstance(reply, Notice):
                 print(reply.text, file=sys.stderr, flush=True)
             elif isinstance(reply, Done):
                 print(reply.text)
                 return 0
-    raise RemoteError("the coordinator has gone before the agent was free")
-
-
-def _undrain(args: argparse.Namespace) -> int:
-    """Let an agent have work again.
-
-    Raises:
-        HeadwiseError: no such agent, or no coordinator.
-    """
-    return _drain(args, on=False)
+    raise RemoteError("the coordinator has gone before it was done")
 
 
 def _stop(args: argparse.Namespace) -> int:
@@ -81,5 +93,7 @@ def _stop(args: argparse.Namespace) -> int:
 VERBS: dict[str, Verb] = {
     "drain": (_add_drain_arguments, _drain),
     "undrain": (_add_drain_arguments, _undrain),
+    "cordon": (_add_drain_arguments, _cordon),
+    "uncordon": (_add_drain_arguments, _undrain),
     "stop": (_add_stop_arguments, _stop),
 }

@@ -67,7 +67,7 @@ def attach(args: argparse.Namespace) -> AdminClient | None:
 class RemoteText:
     """A text that the running coordinator writes; tokens first, then a result.
 
-    Waits until it begins; what keeps it waiting is told on stderr.
+    Waits until it begins; what keeps it waiting, and what it outlives, is told on stderr.
 
     Args:
         client: closed by its owner.
@@ -100,6 +100,8 @@ class RemoteText:
             match self._next():
                 case Piece(id, text):
                     yield Token(id, text)
+                case Notice(text):
+                    print(text, file=sys.stderr, flush=True)
                 case Finished(_, result, plan):
                     self._result, self.plan = result, plan
 

@@ -12,7 +12,7 @@ One thread uses a Cluster. Sockets of the control and bulk channels live in thre
 import contextlib
 import secrets
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -20,27 +20,32 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from agent.bulk import BulkServer
 from agent.cores import claimed_core, pinned
-from agent.ids import AgentName, Epoch, KvId, Rank, RunId
-from agent.share import KvFormat
-from coordinator.cluster_options import check_numbers, checked_context, endpoints
+from agent.ids import AgentName, Epoch, KvId, RunId
+from agent.share import KvFormat, WireFormat
+from coordinator.advisor import Advisor
+from coordinator.channels import open_channels
+from coordinator.cluster_options import check_numbers, checked_context
 from coordinator.control import Control
 from coordinator.engine import Engine
-from coordinator.gate import Gate, open_gate
 from coordinator.generation import Generation
-from coordinator.hot_link import HotLink
-from coordinator.identity import LinkSecrets
 from coordinator.installer import Installer
 from coordinator.keys import find_store
 from coordinator.local import LocalAgents
+from coordinator.migration_events import Finished
+from coordinator.mirrors import Mirrors
+from coordinator.moves import Moves
 from coordinator.plan import Plan
-from coordinator.planner import Place, Planned
+from coordinator.planner.decision import Replan
+from coordinator.planner.place import Place
+from coordinator.plans import Plans
 from coordinator.prompts import Prompts
+from coordinator.recovery import Recovery
 from coordinator.sampling import SamplingOptions
 from coordinator.scoring import all_logits
+from coordinator.texts import Texts
 from coordinator.writer import Writer
-from kernels.errors import PromptError, ResourceError
+from kernels.errors import PromptError, RemoteError
 from weights.demo import demo_path
 from weights.directory import ModelDirectory
 from weights.tokenizer import Tokenizer
@@ -65,6 +70,8 @@ class Cluster:
         exact: f32 on the wire and in the KV cache: greedy words then do not depend on placement.
         kv: type of cached keys and values; None means f16, or f32 when exact.
         context_tokens: longest context; None means the model's, at most 2048.
+        mirror: keep a second copy of keys and values on other agents, as far as there is room, so
+            that a text need not be computed again when one is lost.
         insecure: bind without keys, though there are some; loopback addresses only.
         keys: the key store; None takes the user's, if there is one.
         pin: keep the calling thread, and the hot thread of each local agent, on a core of its
@@ -74,15 +81,13 @@ class Cluster:
     Attributes:
         interrupt: called between the chunks of a prompt, and about ten times a second while
             members are waited for; whatever it raises ends the text being written.
+        recover: called when a text has stopped because an agent was lost or is faulty; puts
+            another plan into force, with which the text goes on, or raises what ends it. By
+            itself a cluster plans with whoever is left.
 
     Raises:
         HeadwiseError: whatever keeps the cluster from coming up, in words for its user.
     """
-
-    # Set by `_bind`.
-    _hot: HotLink
-    _bulk: BulkServer
-    _control: Control
 
     def __init__(
         self,
@@ -97,6 +102,7 @@ class Cluster:
         exact: bool = False,
         kv: KvFormat | None = None,
         context_tokens: int | None = None,
+        mirror: bool = False,
         insecure: bool = False,
         keys: str | Path | None = None,
         pin: bool = False,
@@ -106,10 +112,12 @@ class Cluster:
         self._directory = ModelDirectory.open(demo_path() if model is None else model)
         self.context_tokens = checked_context(context_tokens, self._directory)
         self._prompts = Prompts(self._directory)
-        wire: KvFormat = "f32" if exact else "f16"
+        wire: WireFormat = "f32" if exact else "f16"
         self._run_id = RunId(secrets.randbits(64))
         self._last_kv_id = 0
         self.interrupt: Callable[[], None] = lambda: None
+        self.recover: Callable[[RemoteError], None] = Recovery(self).go_on_without
+        self._texts = Texts(lambda: self.engine, self._go_on_without)
         self._generations: weakref.WeakSet[Generation] = weakref.WeakSet()
         # Closed in reverse order, each even if another fails.
         self._parts = contextlib.ExitStack()
@@ -121,27 +129,25 @@ class Cluster:
         if core is not None:
             self._context.set(zmq.THREAD_AFFINITY_CPU_ADD, core)
         self._local: LocalAgents | None = None
-        self._gate: Gate | None = None
         try:
-            self._bind(bind, insecure, keys)
-            self._installer = Installer(
-                self._directory,
-                self._control,
-                self._hot,
-                self._bulk,
-                self._run_id,
-                context_tokens=self.context_tokens,
-                wire=wire,
-                kv=kv or wire,
-                place=place or ("spread" if local else "auto"),
-                alike=bind is None,
-            )
+            store = None if bind is None or insecure else find_store(keys)
+            self._channels = open_channels(
+                self._parts, self._context, bind, store, self._run_id, self._directory,
+                # Their threads ask before there is one.
+                lambda: hasattr(self, "_plans") and self.installer.is_busy,
+            )  # fmt: skip
+            self._plans = Plans(
+                self._run_id, self._directory, self._channels, self._texts, self._lost_reason,
+                self._end_texts, self._check, context_tokens=self.context_tokens, wire=wire,
+                kv=kv or wire, place=place or ("spread" if local else "auto"), alike=bind is None,
+                mirror=mirror,
+            )  # fmt: skip
             self._start_agents(local or int(bind is None), verbose)
             # While agents start and load; a token should not wait for a hash.
             self._directory.verify_embedding()
             names = list(self.local_pids)
             if names or min_agents:
-                self._control.wait_agents(len(names) or min_agents, wait_s, names)
+                self.control.wait_agents(len(names) or min_agents, wait_s, names)
                 self.install(plan or self.make_plan())
             # Last, because threads and processes that are started from here on stay there too.
             self._parts.enter_context(pinned(core))
@@ -149,47 +155,18 @@ class Cluster:
             self.close()
             raise
 
-    def _bind(self, bind: str | None, insecure: bool, keys: str | Path | None) -> None:
-        """Bind the three channels."""
-        store = None if bind is None or insecure else find_store(keys)
-        control_at, hot_at, bulk_at = endpoints(bind, store is not None)
-        if bind is None or store is not None:
-            self._gate = open_gate(self._context, store)
-            self._parts.callback(self._gate.close)
-        curve = self._gate.curve if self._gate else None
-        try:
-            self._hot = HotLink(self._context, hot_at, self._run_id, self._lost_reason, curve)
-            self._parts.callback(self._hot.close)
-            run = self._run_id, self._directory, self._is_busy
-            self._bulk = BulkServer(self._context, bulk_at, *run, curve)
-            self._parts.callback(self._bulk.close)
-            ports = (self._hot.port, self._bulk.port)
-            self._control = Control(
-                self._context, control_at, self._run_id, *ports, self._gate, self._on_link_end
-            )
-            # Once more, and last, if no agents come to be started.
-            self._parts.callback(self._control.close)
-        except ResourceError as e:
-            if bind is None:
-                raise
-            raise ResourceError(f"{e} {bind} stands for that port and the next two") from e
-
     def _start_agents(self, n_agents: int, verbose: bool) -> None:
         """Start local agents, if any, and see to it that all agents hear of the run's end."""
         if n_agents:
             model_dir = self._directory.directory
+            gate = self._channels.gate
             self._local = LocalAgents(
-                n_agents, self._control.port, model_dir, verbose, self._pin, self._gate
+                n_agents, self.control.port, model_dir, verbose, self._pin, gate
             )
-            self._control.watch(self._local.exit_reason)
+            self.control.watch(self._local.exit_reason)
             self._parts.callback(self._local.close)
         # Closed first: agents are told to leave before their processes are ended.
-        self._parts.callback(self._control.close, leave=n_agents > 0)
-
-    def _on_link_end(self, ended: LinkSecrets) -> None:
-        """See to it that nothing passes on the other channels of an agent that is gone."""
-        self._hot.evict(ended.hot_route)
-        self._bulk.end_grant(ended.bulk_token)
+        self._parts.callback(self.control.close, leave=n_agents > 0)
 
     @property
     def directory(self) -> ModelDirectory:
@@ -208,22 +185,17 @@ class Cluster:
         Raises:
             PlanError: no plan is in force.
         """
-        return self._installer.engine
+        return self.installer.engine
 
     @property
     def plan(self) -> Plan | None:
         """The plan in force, if there is one."""
-        return self._installer.plan
-
-    @property
-    def planned(self) -> Planned | None:
-        """The plan that `make_plan` made last, with its forecast."""
-        return self._installer.planned
+        return self.installer.plan
 
     @property
     def epoch(self) -> Epoch:
         """The number of the plan that was installed last; 0 = none yet."""
-        return self._installer.epoch
+        return self.installer.epoch
 
     @property
     def run_id(self) -> RunId:
@@ -233,27 +205,21 @@ class Cluster:
     @property
     def control(self) -> Control:
         """The register of agents."""
-        return self._control
+        return self._channels.control
 
     @property
     def counters(self) -> dict[str, int]:
         """What was dropped and refused on each channel, as fields of `status.Status`."""
-        return {
-            "n_frames_dropped": self._hot.n_dropped,
-            "n_messages_dropped": self._control.n_dropped,
-            "n_pulls_dropped": self._bulk.n_dropped,
-            "n_pulls_refused": self._bulk.n_refused,
-            "n_keys_refused": self._gate.n_refused if self._gate else 0,
-        }
+        return self._channels.counters
 
     def drain(self) -> None:
         """Drop what agents sent on the hot channel unasked; call it now and then between texts."""
-        self._hot.drain()
+        self._channels.hot.drain()
 
     @property
     def control_port(self) -> int:
         """The port that agents dial."""
-        return self._control.port
+        return self.control.port
 
     @property
     def local_pids(self) -> dict[AgentName, int]:
@@ -267,11 +233,11 @@ class Cluster:
 
     def weights_bytes(self) -> dict[AgentName, int]:
         """Return the bytes of weights that each member of the plan in force holds."""
-        return self._installer.weights_bytes()
+        return self.installer.weights_bytes()
 
     def agent_names(self) -> list[AgentName]:
         """Names of the agents that are here now, in the order of the planner's offers."""
-        return [offer.name for offer in self._control.offers()]
+        return [offer.name for offer in self.control.offers()]
 
     def make_plan(self, names: Sequence[AgentName] | None = None) -> Plan:
         """Let the planner place the model on the agents that are here, or on some of them.
@@ -279,23 +245,69 @@ class Cluster:
         Raises:
             ResourceError: the model does not fit; says how many bytes are missing and where.
         """
-        return self._installer.make_plan(names)
+        return self.installer.make_plan(names)
 
-    def install(self, plan: Plan) -> None:
+    def replan(
+        self, advisor: Advisor, names: Sequence[AgentName], cordoned: Collection[AgentName] = ()
+    ) -> Replan:
+        """Look for a change of the plan in force that pays; see `Installer.replan`."""
+        n_tokens = sum(text.n_tokens for text in self._texts.here())
+        return self.installer.replan(advisor, n_tokens, names, cordoned)
+
+    def install(self, plan: Plan, end_texts: bool = True) -> None:
         """Put a plan into force and wait until every member is ready.
 
-        Texts that are being written under the former plan end.
+        Args:
+            plan: takes the place of the former one.
+            end_texts: end texts that are written; otherwise their next token carries them again.
 
         Raises:
             PlanError: it does not fit the model or names agents that are not here.
             RemoteError: a member cannot carry out its part, or is lost.
         """
-        self._installer.install(plan, before=self._end_texts)
+        self._plans.install(plan, end_texts)
 
-    def drop_plan(self) -> None:
-        """End the texts and let every agent free what it holds of the plan in force."""
-        self._end_texts()
-        self._installer.drop()
+    def drop_plan(self, end_texts: bool = True, keep_rows: bool = False) -> None:
+        """Let every agent free what it holds of the plan in force; see `install` for texts.
+
+        With `keep_rows` they keep it for a while, if there is a mirror for what others have lost.
+        """
+        self._plans.drop(end_texts, keep_rows)
+
+    def _go_on_without(self, why: RemoteError) -> None:
+        self._plans.distrust(why)
+        self.recover(why)
+
+    @property
+    def installer(self) -> Installer:
+        """What puts plans into force."""
+        return self._plans.installer
+
+    @property
+    def moves(self) -> Moves:
+        """Migrations to other plans."""
+        return self._plans.moves
+
+    @property
+    def mirrors(self) -> Mirrors:
+        """The second copy of keys and values."""
+        return self._plans.mirrors
+
+    def begin_move(self, plan: Plan) -> None:
+        """Begin to move to another plan; texts go on being written meanwhile.
+
+        It makes progress with every token, and with every `poll_move`.
+
+        Raises:
+            PlanError: it does not fit the model or names agents that are not here, or another
+                migration is under way.
+            RemoteError: no plan is in force, or a member of the new one is gone.
+        """
+        self._plans.begin_move(plan)
+
+    def poll_move(self) -> Finished | None:
+        """Let a migration go on; return how it ended, once."""
+        return self._plans.poll_move()
 
     def generate(
         self,
@@ -318,8 +330,9 @@ class Cluster:
         Raises:
             PromptError: a prompt or option that cannot be served.
         """
+        _ = self.engine  # says so if no plan is in force
         writer = Writer(
-            self.engine,
+            self._texts.new(self._next_kv_id()),
             self._directory,
             self.tokenizer,
             self._prompts.read(prompt, prompt_ids),
@@ -327,8 +340,7 @@ class Cluster:
             context_tokens=self.context_tokens,
             options=options or SamplingOptions(),
             stop=stop,
-            kv_id=self._next_kv_id(),
-            check=self._check,
+            check=self._before_step,
         )
         generation = Generation(writer)
         self._generations.add(generation)
@@ -344,7 +356,7 @@ class Cluster:
         if not 1 <= n_tokens <= self.context_tokens:
             raise PromptError(f"{n_tokens} tokens; the context holds 1 to {self.context_tokens}")
         kv_id = self._next_kv_id()
-        return all_logits(self.engine, self._directory, token_ids, kv_id, chunk_rows)
+        return all_logits(self._texts.new(kv_id), self._directory, token_ids, chunk_rows)
 
     def close(self) -> None:
         """End local agents, tell others that the run is over, and close all sockets."""
@@ -370,17 +382,17 @@ class Cluster:
         self._last_kv_id = (self._last_kv_id + 1) & 0xFFFFFFFF
         return KvId(self._last_kv_id)
 
-    def _lost_reason(self, rank: Rank) -> str:
-        """Return why the member of that rank, which is awaited, is gone, or ""."""
-        reason = self._installer.lost_reason(rank)
+    def _lost_reason(self, name: AgentName) -> str:
+        """Return why a member, which is awaited, is gone, or ""."""
+        reason = self.control.lost_reason(name)
         if not reason:
             self._check()
         return reason
 
+    def _before_step(self) -> None:
+        self._plans.go_on()
+        self._check()
+
     def _check(self) -> None:
         # Whoever calls this was made before somebody set `interrupt`.
         self.interrupt()
-
-    def _is_busy(self) -> bool:
-        """Whether a request runs."""
-        return self._installer.is_busy

@@ -2,13 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from agent.share import KV_HELP, KvFormat
 from coordinator.local import MAX_LOCAL_AGENTS
 from coordinator.plan import MAX_MEMBERS, Plan, decode_plan
 from kernels.errors import InputError, PlanError
 
-__all__ = ["add_cluster_arguments", "cluster_options", "read_plan"]
+__all__ = ["add_cluster_arguments", "add_mirror_argument", "cluster_options", "read_plan"]
 
 
 def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,8 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
         "--exact", action="store_true",
         help="f32 on the wire and in the KV cache: words do not depend on placement",
     )  # fmt: skip
-    group.add_argument("--kv", choices=["f16", "f32"], help="KV cache type (default f16)")
+    group.add_argument("--kv", choices=get_args(KvFormat), help=KV_HELP)
+    add_mirror_argument(group)
     group.add_argument(
         "--pin", action="store_true",
         help="keep hot threads on cores of their own: faster, on a machine that does little else",
@@ -48,6 +50,15 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--keys", type=Path, metavar="DIR", help="key store for --bind (`headwise keys --help`)"
     )
+
+
+def add_mirror_argument(group: argparse._ArgumentGroup) -> None:
+    """Add the option that asks for a second copy of keys and values."""
+    group.add_argument(
+        "--mirror", action="store_true",
+        help="keep a second copy of keys and values on other agents: a lost one costs a pause of "
+        "about a second, however long the text",
+    )  # fmt: skip
 
 
 def cluster_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -72,6 +83,7 @@ def cluster_options(args: argparse.Namespace) -> dict[str, Any]:
         "exact": args.exact,
         "kv": args.kv,
         "context_tokens": args.ctx,
+        "mirror": args.mirror,
         "insecure": args.insecure,
         "keys": args.keys,
         "pin": args.pin,

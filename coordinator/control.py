@@ -7,24 +7,28 @@ inproc pair, so that the socket never crosses threads.
 
 import contextlib
 import logging
-import threading
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import zmq
 
+from agent.bell import Bell
 from agent.ids import AgentName, Epoch, RunId
 from agent.messages import (
     Assignment,
     CoordinatorMessage,
+    ProbeLink,
     Refused,
     Release,
     Shutdown,
     Welcome,
     encode,
 )
+from agent.migration_messages import MoveOrder
 from agent.sockets import CONTROL, bind_port, set_options
+from agent.threads import NamedThread
 from agent.versions import our_versions
 from coordinator.front_door import FrontDoor
 from coordinator.gate import Gate
@@ -40,21 +44,30 @@ from coordinator.membership_events import (
     Lost,
     Refuse,
     Released,
+    Reported,
     Stuck,
     Tick,
     Welcomed,
 )
+from coordinator.probes import Probes
+from coordinator.probing import PROBE_BYTES
 from coordinator.refusals import Refusals
-from coordinator.register import POLL_S, Register
+from coordinator.register import AWAITED_S, POLL_S, Register
 from kernels.errors import AgentLostError, RemoteError
 
 __all__ = ["Control"]
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 1.0
+# A frozen board, for which a text waits, is noticed after three of them and a half.
+HEARTBEAT_S = 0.4
+LOCAL_SILENCE_S = 15.0
 STOP_S = 2.0
 FAREWELL_S = 0.5
+# How often agents are looked after while nobody waits for any of them.
+IDLE_S = 0.4
+# What whoever drives a migration is woken for, besides its reports.
+NEWS = (Welcomed, BecameReady, LoadFailed, Lost)
 
 
 class Control(Register):
@@ -68,6 +81,9 @@ class Control(Register):
         bulk_port: likewise.
         gate: whose keys belong to whom; None: links have no keys.
         on_end: called from the thread when an agent is gone, with what its link had been given.
+        probes: when links are told to measure themselves; None: never.
+        local: whether all agents are processes of this machine. They are missed when they end; if
+            one is silent, that is for want of a processor.
 
     Attributes:
         port: the bound port.
@@ -82,9 +98,12 @@ class Control(Register):
         bulk_port: int,
         gate: Gate | None = None,
         on_end: Callable[[LinkSecrets], None] = lambda _: None,
+        probes: Probes | None = None,
+        local: bool = False,
     ) -> None:
         versions = our_versions()
-        super().__init__(Membership(versions, HEARTBEAT_S))
+        silences = {"silence_s": LOCAL_SILENCE_S, "awaited_silence_s": LOCAL_SILENCE_S}
+        super().__init__(Membership(versions, HEARTBEAT_S, **silences if local else {}))
         self._welcome = Welcome(run_id, hot_port, bulk_port, HEARTBEAT_S, versions)
         self._socket = context.socket(zmq.ROUTER)
         set_options(self._socket, CONTROL, gate.curve if gate else None)
@@ -92,7 +111,13 @@ class Control(Register):
         how = "--join FILE" if gate else f"--coordinator tcp://HOST:{self.port}"
         self.how_to_join = f"start others with `headwise agent {how}`"
         self._door = FrontDoor(context, self._socket, gate, on_end)
+        self._tick_s = 0.0
+        self._bell = Bell()
+        self._on_awaited = self._bell.ring
+        if gate is not None:
+            gate.on_change = self._bell.ring
         self._refusals = Refusals()
+        self._probes = probes
         self._n_unread = self._n_mishaps = 0
         pipe = f"inproc://control-{id(self)}"
         self._inner = context.socket(zmq.PAIR)
@@ -100,7 +125,7 @@ class Control(Register):
         self._outer = context.socket(zmq.PAIR)
         self._outer.setsockopt(zmq.SNDTIMEO, 5000)
         self._outer.connect(pipe)
-        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread = NamedThread(self._run, "control")
         self._thread.start()
 
     @property
@@ -118,7 +143,7 @@ class Control(Register):
             given = {name: self._door.secrets_of(name) for name in names}
         for name, secrets in given.items():
             if secrets is None:
-                raise AgentLostError(f"agent {name!r} is gone; it cannot be given work")
+                raise AgentLostError(f"agent {name!r} is gone; it cannot be given work", name)
         return [secrets for secrets in given.values() if secrets is not None]
 
     def assign(self, told: Mapping[AgentName, Assignment]) -> None:
@@ -129,11 +154,28 @@ class Control(Register):
     def release(self, epoch: Epoch) -> None:
         """Tell every agent that holds an epoch to free it."""
         with self._changed:
-            holders = [a.name for a in self._membership.alive() if a.epoch == epoch]
+            holders = [a.name for a in self._membership.alive() if a.holds(epoch)]
         for name in holders:
             # Whoever has gone since has freed it.
             with contextlib.suppress(AgentLostError):
                 self._tell(name, Release(epoch), Released(name, epoch))
+
+    def lose(self, name: AgentName, reason: str) -> None:
+        """Take an agent for gone that does not answer, and end its links; it may dial again."""
+        with self._changed:
+            agent = self._membership.get(name)
+            if agent is None or not agent.alive:
+                return
+            self._take(LinkLost(agent.link, reason))
+            self._outer.send_multipart([agent.link, b""])
+
+    def order(self, name: AgentName, order: MoveOrder) -> None:
+        """Send an agent an order of a migration.
+
+        Raises:
+            AgentLostError: it is gone.
+        """
+        self._tell(name, order, None)
 
     def close(self, leave: bool = False) -> None:
         """Tell the agents that the run is over and end the thread; `leave` asks them to exit."""
@@ -158,7 +200,7 @@ class Control(Register):
             self._raise_fault()
             agent = self._membership.get(name)
             if agent is None or not agent.alive:
-                raise AgentLostError(f"agent {name!r} is gone; it cannot be given work")
+                raise AgentLostError(f"agent {name!r} is gone; it cannot be given work", name)
             if event is not None:
                 self._membership.on_event(event, time.monotonic())
             self._outer.send_multipart([agent.link, encode(message)])
@@ -181,18 +223,26 @@ class Control(Register):
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._inner, zmq.POLLIN)
+        poller.register(self._bell.fd, zmq.POLLIN)
         running = True
         while running:
-            ready = dict(poller.poll(int(1000 * POLL_S)))
+            wait_s = max(0.0, self._tick_s - time.monotonic())
+            ready = dict(poller.poll(math.ceil(1000 * wait_s)))
             if self._inner in ready:
                 link, data = self._inner.recv_multipart()
                 running = bool(link)
-                if running:
+                if data:
                     self._send(link, data)
+                elif running:
+                    self._evict(link)
             if self._socket in ready:
                 with self._contained("a message"):
                     self._receive()
-            self._tick()
+            if self._bell.fd in ready:
+                self._bell.quiet()
+                self._tick_s = 0.0
+            if time.monotonic() >= self._tick_s:
+                self._tick()
 
     def _receive(self) -> None:
         try:
@@ -213,7 +263,8 @@ class Control(Register):
         now_s = time.monotonic()
         with self._changed:
             alive = [(a.name, a.link) for a in self._membership.alive()]
-            awaited = [n for n, asked_s in self._awaited_s.items() if now_s - asked_s < 0.5]
+            awaited = [n for n, asked_s in self._awaited_s.items() if now_s - asked_s < AWAITED_S]
+        self._tick_s = now_s + (POLL_S if awaited or self._is_watching else IDLE_S)
         for name, link in alive:
             reason = self._exit_reason(name)
             if reason:
@@ -224,7 +275,21 @@ class Control(Register):
             reason = "its key was revoked or replaced"
             self._send(given.link, encode(Refused(reason, retry=False)))
             self._take(LinkLost(given.link, reason))
-            self._evict(given.link)
+            self._evict(given.link, last_words=True)
+        with self._contained("measuring a link"):
+            self._probe(now_s)
+
+    def _probe(self, now_s: float) -> None:
+        """Tell at most one agent to measure its link, if nobody has anything else to do."""
+        if self._probes is None:
+            return
+        with self._changed:
+            name = self._probes.choose(self._membership.alive(), now_s)
+            given = self._door.secrets_of(name) if name else None
+        if given is not None:
+            log.info("agent=%s measures its link", given.name)
+            self._probes.grant(given)
+            self._send(given.link, encode(ProbeLink(PROBE_BYTES)))
 
     def _take(self, event: Event) -> None:
         with self._changed:
@@ -234,6 +299,9 @@ class Control(Register):
                     self._carry_out(action)
             if actions:
                 self._changed.notify_all()
+            if any(isinstance(action, NEWS) for action in actions):
+                self._is_news = True
+                self.on_news()
 
     def _carry_out(self, action: Action) -> None:
         """Carry an action out, under the lock that others wait for: nothing here may block."""
@@ -259,11 +327,16 @@ class Control(Register):
                 )  # fmt: skip
             case LoadFailed(name, epoch, reason):
                 self._failures[name] = (epoch, reason)
-            case Lost(name, link, epoch, reason):
+            case Lost(name, link, epoch, reason, silent):
                 log.info("agent=%s lost epoch=%d: %s", name, epoch, reason)
+                self._losses.append((name, reason))
                 self._door.on_lost(name, link)
+                if silent:
+                    self._door.hang_up(link)
             case Stuck(name, for_s):
                 log.warning("agent=%s has finished no step for %.0f s", name, for_s)
+            case Reported(name, report):
+                self._keep_report(name, report)
 
     def _send(self, link: bytes, data: bytes) -> None:
         """Send without waiting; a link that is closed, or whose queue is full, is lost."""
@@ -281,9 +354,9 @@ class Control(Register):
         except zmq.ZMQError as e:
             self._take(LinkLost(link, f"its control link is closed ({e.strerror})"))
 
-    def _evict(self, link: bytes) -> None:
+    def _evict(self, link: bytes, last_words: bool = False) -> None:
         with self._contained("ending a link"):
-            self._door.evict(link)
+            self._door.evict(link, last_words)
 
     @contextlib.contextmanager
     def _contained(self, what: str) -> Iterator[None]:

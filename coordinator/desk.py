@@ -14,8 +14,8 @@ from coordinator.admin_messages import Generate, LivePlan, Notice, Status
 from coordinator.cluster import Cluster
 from coordinator.inbox import Inbox, Request
 from coordinator.plan import Plan
-from coordinator.status import agent_statuses
-from coordinator.supervisor import Drain, Undrain
+from coordinator.status import MirrorStatus, MirrorView, MoveStatus, MoveView, agent_statuses
+from coordinator.supervisor import Cordon, Drain, Undrain
 from kernels.errors import InputError, PlanError
 
 __all__ = ["Desk", "View"]
@@ -27,6 +27,8 @@ class View:
 
     Attributes:
         holders: who holds a part of the plan in force, or is about to.
+        move: the migration that is under way, if there is one.
+        mirror: the second copy of keys and values; None: nobody asked for one.
     """
 
     state: str = "waiting"
@@ -35,10 +37,13 @@ class View:
     placement: str = ""
     holders: frozenset[AgentName] = frozenset()
     drained: frozenset[AgentName] = frozenset()
+    cordoned: frozenset[AgentName] = frozenset()
     set_aside: frozenset[AgentName] = frozenset()
     problem: str = ""
     n_served: int = 0
     n_failed: int = 0
+    move: MoveView | None = None
+    mirror: MirrorView | None = None
 
 
 class Desk:
@@ -113,7 +118,11 @@ class Desk:
                 geometry,
                 view.drained,
                 view.set_aside,
+                cluster.installer.exchange_s(),
+                view.cordoned,
             ),
+            move=MoveStatus(*view.move) if view.move else None,
+            mirror=MirrorStatus(*view.mirror) if view.mirror else None,
         )
 
     def live_plan(self) -> LivePlan:
@@ -133,14 +142,31 @@ class Desk:
         Raises:
             InputError: nobody has heard of it.
         """
+        self._check_known(name)
+        self._inbox.post(Drain(name) if on else Undrain(name))
+
+    def cordon(self, name: AgentName) -> None:
+        """Note that an agent shall be given nothing new.
+
+        Raises:
+            InputError: nobody has heard of it.
+        """
+        self._check_known(name)
+        self._inbox.post(Cordon(name))
+
+    def _check_known(self, name: AgentName) -> None:
+        view = self.view
         names = {agent.name for agent in self._cluster.control.agents()}
-        names |= {*self._known_names(), *self.view.drained}
+        names |= {*self._known_names(), *view.drained, *view.cordoned}
         if name not in names:
             known = ", ".join(sorted(names)) or "none"
             raise InputError(f"no agent is named {name!r}; known are: {known}")
-        self._inbox.post(Drain(name) if on else Undrain(name))
 
     def holds(self, name: AgentName) -> bool:
         """Return whether an agent that shall be drained may still have work."""
         view = self.view
         return name in view.holders or name not in view.drained
+
+    def is_cordoned(self, name: AgentName) -> bool:
+        """Return whether no plan gives an agent anything new from now on."""
+        return name in self.view.cordoned

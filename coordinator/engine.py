@@ -9,9 +9,8 @@ of dispatches comes from `schedule`, sockets from `hot_link`; sampling happens i
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,22 +26,27 @@ from agent.frames import (
     repack_request,
     write_rows,
 )
-from agent.ids import Epoch, KvId, Rank, RunId, Seq
+from agent.ids import AgentName, Epoch, Rank, RunId, Seq
 from agent.kv_ops import KvOp, KvOpCode, pack_kv_ops
-from agent.native import find_calls
 from agent.vocab_payload import SamplerRow, TopRow, pack_sampler_rows
+from agent.zmq_calls import find_calls
+from coordinator.exchanges import Exchanges
 from coordinator.hot_link import HotLink, Reply
 from coordinator.limits import Bound, Limits
-from coordinator.phase_walk import PhaseWalk, Stop
+from coordinator.overheads import StepLog
+from coordinator.phase_walk import PhaseWalk
 from coordinator.plan import Plan
 from coordinator.replies import ReplyReader, WrongNumberError
+from coordinator.rows import Rows, StepTimes
 from coordinator.schedule import Dispatch, half_layers_end, make_schedule
+from coordinator.walk_phases import Stop
 from coordinator.workspace import Workspace
 from kernels.errors import FaultyAgentError, RemoteError
-from kernels.exchange import add_partials, decode_f16, encode_flat
+from kernels.exchange import add_partials, encode_flat
 from kernels.layout import Geometry
+from kernels.wire_floats import decode_f16
 
-__all__ = ["Engine", "Rows", "StepTimes"]
+__all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
 
@@ -54,38 +58,28 @@ PHASE_TIMEOUT_S = 60.0
 # Between the tokens of a text its user's program runs; pulls stay narrow for that long.
 IDLE_AFTER_S = 0.5
 LONGEST_STEP_S = 10.0
-
-
-class Rows(NamedTuple):
-    """The row table of one step: which context each row belongs to, and where in it."""
-
-    kv_ids: list[KvId]
-    positions: list[int]
-
-
-@dataclass
-class StepTimes:
-    """Where the time of steps went, summed: kernels (slowest member), exchange, coordinator."""
-
-    kernels_s: float = 0.0
-    exchange_s: float = 0.0
-    coordinator_s: float = 0.0
-    longest_dispatch_s: float = 0.0
-    n_steps: int = 0
-    n_dispatches: int = 0
+# Exchanges after which a step looks up from its work, if anybody has asked for that.
+BETWEEN_DISPATCHES = 8
 
 
 class Engine:
     """Carries rows through one plan.
 
     Args:
-        link: the hot channel, joined by every member of the plan.
+        link: the hot link of the plan, joined by every member.
         plan: a checked plan.
         geometry: the model's shapes.
         run_id: number of this run.
         epoch: the plan's epoch.
         max_rows: most rows of one step.
         bound: see `Limits`.
+
+    Attributes:
+        times: where the time of steps went.
+        exchanges: how long frames are under way.
+        log: what steps of one row took besides kernels.
+        phase_s: what an exchange of the last step took on average.
+        between: called a few times within each step, while no reply is awaited.
     """
 
     def __init__(
@@ -100,7 +94,8 @@ class Engine:
     ) -> None:
         self._link = link
         self._reader = ReplyReader(link, plan, geometry)
-        self._n_members = len(plan.members)
+        self._names = [member.agent for member in plan.members]
+        self._n_members = len(self._names)
         self._schedule = make_schedule(plan, geometry)
         self._wire = Wire.F16 if plan.wire == "f16" else Wire.F32
         self._run_id = run_id
@@ -115,16 +110,18 @@ class Engine:
             Wire.F16: link.inbox.view(np.uint16),
             Wire.F32: link.inbox.view(np.float32),
         }
-        self.times = StepTimes()
+        self.times, self.exchanges = StepTimes(), Exchanges(self._n_members)
+        self.log = StepLog(self._schedule, geometry.hidden_size, self._wire)
         self._busy_until_s = 0.0
+        self.phase_s = 0.0
+        self.between: Callable[[], object] | None = None
         calls = find_calls()
-        self._phases = (
-            PhaseWalk(
-                calls, link.address, link.routes, self._schedule, link.inbox, self._limits.array
-            )
-            if calls is not None
-            else None
-        )
+        self._phases: PhaseWalk | None = None
+        if calls is not None:
+            self._phases = PhaseWalk(
+                calls, link.address, link.routes, self._schedule, link.inbox, self._limits.array,
+                self.exchanges.trips,
+            )  # fmt: skip
         self._half_layers_end = half_layers_end(self._schedule)
         self._load_kernels()
 
@@ -139,14 +136,23 @@ class Engine:
                 self._phases.walk(0, 0, Seq(0))
 
     @property
+    def ended(self) -> bool:
+        """Whether its plan is in force no longer."""
+        return self._link.ended
+
+    @property
     def is_busy(self) -> bool:
         """Whether a step runs or one ended just now; from any thread."""
         return time.monotonic() < self._busy_until_s
 
-    def control_kv(self, ops: Sequence[KvOp]) -> None:
-        """Send operations on contexts to every member; they precede all later steps.
+    def control_kv(self, ops: Sequence[KvOp], names: Collection[AgentName] | None = None) -> None:
+        """Send operations on contexts to members; they precede all later steps.
 
         A member that cannot carry one out makes the next step fail with its reason.
+
+        Args:
+            ops: what to do.
+            names: which members; None = all.
 
         Raises:
             AgentLostError: a member's link is closed.
@@ -159,8 +165,9 @@ class Engine:
         frame[HEADER_BYTES:] = payload
         if any(op.code != KvOpCode.RELEASE for op in ops):
             self._link.watch(header.seq)
-        for rank in range(self._n_members):
-            self._link.send(Rank(rank), frame)
+        for rank, name in enumerate(self._names):
+            if names is None or name in names:
+                self._link.send(Rank(rank), frame)
 
     def step(
         self,
@@ -191,7 +198,8 @@ class Engine:
         self._busy_until_s = time.monotonic() + LONGEST_STEP_S
         self.times = times or self.times
         started_s = time.perf_counter()
-        spent_s = self.times.kernels_s + self.times.exchange_s
+        exchange_s = self.times.exchange_s
+        spent_s = self.times.kernels_s + exchange_s
         work = self._workspace(len(x))
         work.x[:] = x
         try:
@@ -211,9 +219,14 @@ class Engine:
                     again.agent,
                 ) from again
         spent_s = self.times.kernels_s + self.times.exchange_s - spent_s
-        self.times.coordinator_s += time.perf_counter() - started_s - spent_s
+        self.phase_s = spent_s / max(len(self._schedule), 1)
+        own_s = time.perf_counter() - started_s - spent_s
+        self.times.coordinator_s += own_s
+        self.log.note(len(x), self.times.exchange_s - exchange_s, own_s)
         self.times.n_steps += 1
-        self._busy_until_s = time.monotonic() + IDLE_AFTER_S
+        now_s = time.monotonic()
+        self._busy_until_s = now_s + IDLE_AFTER_S
+        self.exchanges.look(now_s)
         return answer
 
     def _walk(
@@ -223,6 +236,8 @@ class Engine:
         at = 0
         while True:
             dispatch, at = self._schedule[at], at + 1
+            if self.between is not None:
+                self.between()
             if dispatch.phase is Phase.VOCAB:
                 break
             if dispatch.vocab_after:
@@ -254,6 +269,8 @@ class Engine:
         Compiled code does it as long as all goes well; what it stumbles over is finished here.
         """
         stop = self._half_layers_end[first]
+        if self.between is not None:
+            stop = min(stop, first + BETWEEN_DISPATCHES)
         walked = phases.walk(first, stop, self._link.next_seqs(stop - first))
         kernels_s, exchange_s, longest_s = phases.take_times_s()
         times = self.times
@@ -276,7 +293,10 @@ class Engine:
         """Send a frame to the members of a dispatch, gather their replies, keep the times."""
         asked_s = time.perf_counter()
         replies = self._link.exchange(frame, dispatch.ranks, PHASE_TIMEOUT_S)
-        self._add_times(replies, time.perf_counter() - asked_s)
+        waited_s = time.perf_counter() - asked_s
+        self._add_times(replies, waited_s)
+        if len(replies) == 1:
+            self.exchanges.note(len(frame), replies[0].header, waited_s)
         return replies
 
     def _add_times(self, replies: list[Reply], waited_s: float) -> None:
@@ -316,7 +336,7 @@ class Engine:
     def _check_in_force(self) -> None:
         if self._link.closed:
             raise RemoteError("the cluster is closed; start it again")
-        if self._link.epoch != self._epoch:
+        if self._link.ended:
             raise RemoteError("the plan was replaced meanwhile; start the request again")
 
     def _read_residual(

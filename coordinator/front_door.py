@@ -11,7 +11,8 @@ import zmq
 from agent.curve import peer_key
 from agent.ids import AgentName
 from agent.messages import decode_agent_message
-from coordinator.gate import Evictor, Gate
+from coordinator.evictor import Evictor
+from coordinator.gate import Gate
 from coordinator.identity import Identities, LinkSecrets
 from coordinator.membership_events import Received, Refuse
 from coordinator.plain_text import MAX_REASON_CHARS, clean, one_line
@@ -47,7 +48,7 @@ class FrontDoor:
         self._identities = Identities(gate.name_of if gate else None)
         self._on_end = on_end
         self._evictor = Evictor(context, socket)
-        self._sender_key = ""
+        self._sender: zmq.Frame | None = None
         self.n_dropped = 0
 
     def read(
@@ -68,8 +69,8 @@ class FrontDoor:
             # What the decoder complains of may quote the message.
             self._drop(one_line(str(e), MAX_REASON_CHARS))
             return None
-        self._sender_key = peer_key(frames[1])
-        verdict = self._identities.judge(message, self._sender_key, holder_of(link))
+        self._sender = frames[0]
+        verdict = self._identities.judge(message, peer_key(frames[0]), holder_of(link))
         if verdict.drop:
             self._drop(verdict.drop)
             return None
@@ -84,7 +85,9 @@ class FrontDoor:
 
     def welcome(self, name: AgentName, link: bytes) -> LinkSecrets:
         """Give the sender of the last message what it needs for the other channels."""
-        return self._identities.welcome(name, link, self._sender_key)
+        assert self._sender is not None, "welcomed before it said anything"
+        self._evictor.met(self._sender)
+        return self._identities.welcome(name, link, peer_key(self._sender))
 
     def secrets_of(self, name: AgentName) -> LinkSecrets | None:
         """Return what the link of an agent that is here was given."""
@@ -104,6 +107,10 @@ class FrontDoor:
         self._gate_version = self._gate.version
         return self._identities.invalid()
 
-    def evict(self, link: bytes) -> None:
-        """End a link of the control socket."""
-        self._evictor.evict(link)
+    def evict(self, link: bytes, last_words: bool = False) -> None:
+        """End a link of the control socket, at once or after what was sent on it."""
+        self._evictor.evict(link, last_words)
+
+    def hang_up(self, link: bytes) -> None:
+        """Close the connection of an agent that is not heard any more; it may dial again."""
+        self._evictor.hang_up(link)

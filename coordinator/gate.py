@@ -1,12 +1,11 @@
 """Who may connect: the allow-list of agents' keys, and the thread that libzmq asks (ZAP).
 
 libzmq asks at handshakes only. So whoever owns a socket looks every sender's key up again, and
-ends the links of a key that left the list (`Evictor`). One gate a ZeroMQ context.
+ends the links of a key that left the list (`evictor`). One gate a ZeroMQ context.
 """
 
 import contextlib
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping
 import zmq
 from zmq.utils import z85
 
+from agent.bell import Bell
 from agent.curve import (
     ZAP_DOMAIN,
     KeyPair,
@@ -23,15 +23,17 @@ from agent.curve import (
     require_curve,
 )
 from agent.ids import AgentName
+from agent.threads import NamedThread
 from coordinator.keys import KeyStore
 from kernels.errors import HeadwiseError
 
-__all__ = ["Evictor", "Gate", "open_gate"]
+__all__ = ["Gate", "open_gate"]
 
 log = logging.getLogger(__name__)
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-WAKE_S = 0.1
+# How long the thread sleeps where no list of keys can change behind its back.
+IDLE_S = 60.0
 RELOAD_S = 1.0
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -53,6 +55,7 @@ class Gate:
         curve: for the sockets to bind.
         version: rises whenever the list changes.
         n_refused: handshakes with a key that is not on the list.
+        on_change: called whenever the list has changed, by whichever thread changed it.
     """
 
     def __init__(
@@ -66,21 +69,23 @@ class Gate:
         self._lock = threading.Lock()
         self._keys: dict[AgentName, str] = {}
         self._names: dict[str, AgentName] = {}
+        self.version = -1
         self._set(allowed)
-        self.version = 0
         self.n_refused = 0
+        self.on_change: Callable[[], None] = lambda: None
         self._reload = reload
         self._stopping = False
+        self._bell = Bell()
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * WAKE_S))
         self._socket.bind(ZAP_ENDPOINT)
-        self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
+        self._thread = NamedThread(self._run, "gate")
         self._thread.start()
 
     def close(self) -> None:
         """End the thread; from now on nobody gets in."""
         self._stopping = True
+        self._bell.ring()
         self._thread.join()
 
     def name_of(self, public: str) -> AgentName | None:
@@ -97,29 +102,33 @@ class Gate:
         """Let a key in under a name; it takes the place of the name's former key."""
         with self._lock:
             self._set({**self._keys, name: public})
-            self.version += 1
+        self.on_change()
 
     def revoke(self, name: AgentName) -> None:
         """Let a name in no more; the owners of sockets end its links within 0.1 s."""
         with self._lock:
             self._set({n: key for n, key in self._keys.items() if n != name})
-            self.version += 1
+        self.on_change()
 
     def _set(self, allowed: Mapping[AgentName, str]) -> None:
         self._keys = dict(allowed)
         self._names = {public: name for name, public in self._keys.items()}
+        self.version += 1
 
     # The thread.
 
     def _run(self) -> None:
-        look_s = 0.0
+        look_s, wait_s = 0.0, IDLE_S
         try:
             while not self._stopping:
-                if self._reload is not None and time.monotonic() >= look_s:
-                    look_s = time.monotonic() + RELOAD_S
-                    self._look(self._reload)
-                with contextlib.suppress(zmq.Again):
-                    self._answer(self._socket.recv_multipart())
+                if self._reload is not None:
+                    if time.monotonic() >= look_s:
+                        look_s = time.monotonic() + RELOAD_S
+                        self._look(self._reload)
+                    wait_s = max(0.0, look_s - time.monotonic())
+                if self._bell.wait(self._socket, wait_s):
+                    with contextlib.suppress(zmq.Again):
+                        self._answer(self._socket.recv_multipart(zmq.NOBLOCK))
         except zmq.ContextTerminated:
             log.debug("gate ended with its context")
         finally:
@@ -137,13 +146,13 @@ class Gate:
         with self._lock:
             before = set(self._keys.items())
             self._set(allowed)
-            self.version += 1
             gone = sorted(before - set(self._keys.items()))
             new = sorted(set(self._keys.items()) - before)
         for name, public in gone:
             log.warning("gate: agent=%s key=%s is no longer valid", name, fingerprint(public))
         for name, public in new:
             log.info("gate: agent=%s key=%s may connect", name, fingerprint(public))
+        self.on_change()
 
     def _answer(self, parts: list[bytes]) -> None:
         """Answer one question of libzmq's (RFC 27); only a listed CURVE key gets 200."""
@@ -163,45 +172,6 @@ class Gate:
                     "gate: refused the unknown key %s from %s (%d refused so far)",
                     fingerprint(public), address.decode(errors="replace")[:64], self.n_refused,
                 )  # fmt: skip
-
-
-class Evictor:
-    """Ends single links of a ROUTER, which has no call for it.
-
-    A ROUTER with ROUTER_HANDOVER gives a routing id to whoever comes last under it: this
-    connects from within the process under the victim's and leaves again. From then on nothing
-    that the victim sends is read, and sending to it fails as to any closed link.
-
-    Args:
-        context: the router's.
-        router: bound here once more, at an address that only this process reaches.
-    """
-
-    def __init__(self, context: Context, router: zmq.Socket[bytes]) -> None:
-        self._context = context
-        self.n_failed = 0
-        # inproc needs no handshake; the name is random lest two coordinators of a process meet.
-        self._endpoint = f"inproc://evict-{secrets.token_hex(8)}"
-        router.bind(self._endpoint)
-
-    def evict(self, route: bytes) -> None:
-        """End the link of a routing id; safe from any thread.
-
-        The router notices at its next receive or send, and only then gives back what this took of
-        the process's sockets. With none left the link stays, and its owner has to drop what comes.
-        """
-        try:
-            usurper = self._context.socket(zmq.DEALER)
-        except zmq.ZMQError as e:
-            self.n_failed += 1
-            if self.n_failed & (self.n_failed - 1) == 0:
-                log.error("cannot end a link: %s (%d times so far)", e.strerror, self.n_failed)
-            return
-        try:
-            usurper.setsockopt(zmq.ROUTING_ID, route)
-            usurper.connect(self._endpoint)
-        finally:
-            usurper.close(linger=0)
 
 
 def open_gate(context: Context, store: KeyStore | None) -> Gate:

@@ -1,19 +1,17 @@
-"""The coordinator's end of the hot channel: one ROUTER, one frame to each member, one gather.
+"""The members of one plan on the hot channel: one frame to each, one gather of their replies.
 
-Owns the socket and its buffers; used by one thread only. Does not know layers or residuals
-(`engine`) nor who should answer when (`gather` keeps the books).
+Used by one thread only. Does not know layers or residuals (`engine`) nor who should answer when
+(`gather` keeps the books); the socket is `hot_socket`'s, which serves the links of all plans.
 """
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import zmq
 
-from agent.curve import ServerCurve, peer_key
 from agent.frames import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
@@ -23,27 +21,21 @@ from agent.frames import (
     pack_header,
     read_header,
 )
-from agent.ids import Epoch, Rank, RunId, Seq
-from agent.sockets import HOT, bind_port, set_options
-from coordinator.gate import Evictor
+from agent.ids import AgentName, Epoch, Rank, Seq
 from coordinator.gather import Gather
-from coordinator.phase_walk import MAX_SEQ, Stop, Walked
+from coordinator.phase_walk import Walked
 from coordinator.plain_text import MAX_REASON_CHARS, one_line
-from kernels.errors import AgentLostError, LateAgentsError, RemoteError, WireError
+from coordinator.walk_phases import Stop
+from kernels.errors import AgentLostError, LateAgentsError, RemoteError
 from kernels.layout import round_up
 
-__all__ = ["HotLink", "HotPeer", "Reply"]
+if TYPE_CHECKING:
+    from coordinator.hot_socket import HotSocket
 
-log = logging.getLogger(__name__)
+__all__ = ["CHECK_S", "HotLink", "HotPeer", "Reply"]
 
-# Plain numbers: combining pyzmq's enums costs microseconds in every send.
-ROUTE = int(zmq.SNDMORE) | int(zmq.NOBLOCK)
-FRAME = int(zmq.NOBLOCK)
-RCVMORE = int(zmq.RCVMORE)
 # How often a gather that waits looks after the members it waits for.
 CHECK_S = 0.1
-# Most frames that one `drain` drops.
-DRAIN_FRAMES = 1000
 
 
 class Reply(NamedTuple):
@@ -64,119 +56,105 @@ class HotPeer(NamedTuple):
 
 
 class HotLink:
-    """The hot ROUTER of one run.
+    """The members of one plan; made by `HotSocket.expect`.
 
     Args:
-        context: the ZeroMQ context.
-        endpoint: where to bind; a tcp endpoint with port `*` takes a free one.
-        run_id: the number of this run, part of every frame.
-        lost_reason: returns why an agent of that rank is known to be gone, or "".
-        curve: the coordinator's keys; None speaks in clear.
+        socket: the hot ROUTER.
+        names: agent names in rank order.
+        peers: the route of each, and whose key must be behind it.
+        epoch: the plan's epoch; frames of others are none of this link's.
+        reply_bytes: size of the largest reply, for which buffers are allocated.
+        lost_reason: returns why an agent is known to be gone, or "".
+
+    Attributes:
+        inbox: (n_members + 1, capacity) uint8, one reply in each row and one row to spare.
+        ended: whether `end` was called.
     """
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoint: str,
-        run_id: RunId,
-        lost_reason: Callable[[Rank], str],
-        curve: ServerCurve | None = None,
+        socket: "HotSocket",
+        names: Sequence[AgentName],
+        peers: Sequence[HotPeer],
+        epoch: Epoch,
+        reply_bytes: int,
+        lost_reason: Callable[[AgentName], str],
     ) -> None:
-        self._socket = context.socket(zmq.ROUTER)
-        set_options(self._socket, HOT, curve)
-        self._socket.setsockopt(zmq.RCVTIMEO, int(1000 * CHECK_S))
-        self.port = bind_port(self._socket, endpoint)
-        self._run_id = run_id
+        self._socket = socket
+        self._names = {Rank(r): name for r, name in enumerate(names)}
+        self._peers = {Rank(r): peer for r, peer in enumerate(peers)}
+        self._member_routes = frozenset(peer.route for peer in peers)
+        self.epoch = epoch
         self._lost_reason = lost_reason
-        self._evictor = Evictor(context, self._socket)
         self._routes: dict[Rank, bytes] = {}
-        # For other threads; replaced, never changed.
-        self._member_routes: frozenset[bytes] = frozenset()
-        self._peers: dict[Rank, HotPeer] = {}
-        self._names: dict[Rank, str] = {}
-        self.epoch = Epoch(0)
         self._gather = Gather()
-        self.inbox = np.empty((0, 0), np.uint8)
-        self._slots: list[memoryview] = []
-        self._seq = 0
+        size = min(max(reply_bytes, 4096), MAX_FRAME_BYTES)
+        # Rows are whole cache lines, so that any type fits.
+        self.inbox = np.empty((len(names) + 1, round_up(size, 64)), np.uint8)
+        self._slots = [row.data for row in self.inbox]
         self._watched_seqs: deque[Seq] = deque(maxlen=64)
-        self.n_dropped = 0
+        self.ended = False
 
-    def close(self) -> None:
-        """Close the socket at once; frames not yet sent are dropped."""
-        self._socket.close(linger=0)
+    def end(self) -> None:
+        """Let go of the members: frames of this epoch are dropped from now on. Twice is once."""
+        self.ended = True
+        self._socket.forget(self)
 
-    def next_seq(self) -> Seq:
-        """Return a number for the next frame, never used before in this epoch."""
-        return self.next_seqs(1)
+    @property
+    def names(self) -> list[AgentName]:
+        """Name of each member, in rank order."""
+        return list(self._names.values())
 
-    def next_seqs(self, n: int) -> Seq:
-        """Return the first of n consecutive numbers for the next n frames."""
-        first = Seq((self._seq + 1) & MAX_SEQ)
-        self._seq = (self._seq + n) & MAX_SEQ
-        return first
+    @property
+    def peers(self) -> list[HotPeer]:
+        """Route and key of each member, in rank order, joined or not."""
+        return list(self._peers.values())
+
+    @property
+    def routes(self) -> list[bytes]:
+        """Route of each member that has joined, in rank order."""
+        return [self._routes[rank] for rank in sorted(self._routes)]
+
+    @property
+    def joined(self) -> bool:
+        """Whether the HELLO of every member is here."""
+        return len(self._routes) == len(self._names)
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """Whether the socket is closed."""
         return self._socket.closed
 
     @property
     def address(self) -> int:
         """The socket's address, for compiled code."""
-        return self._socket.underlying
+        return self._socket.address
 
-    @property
-    def routes(self) -> list[bytes]:
-        """Route of each member, in rank order."""
-        return [self._routes[rank] for rank in sorted(self._routes)]
+    def next_seq(self) -> Seq:
+        """Return a number for the next frame; see `next_seqs`."""
+        return self.next_seqs(1)
 
-    def evict(self, route: bytes) -> None:
-        """End the link of an agent that is gone, if it is a member; safe from any thread.
+    def next_seqs(self, n: int) -> Seq:
+        """Return the first of n consecutive numbers for the next n frames.
 
-        Frames of others are dropped whatever they are, and `drain` lets go of closed links.
+        Raises:
+            AgentLostError: a member's link was ended, whether or not it has dialled again.
         """
-        if route in self._member_routes:
-            self._evictor.evict(route)
+        if not self._socket.evicted.isdisjoint(self._member_routes):
+            self._raise_if_lost(list(self._peers))
+        return self._socket.next_seqs(n)
 
-    def drain(self) -> None:
-        """Drop what came while nobody was asked anything, so that it does not fill the memory."""
-        for _ in range(DRAIN_FRAMES):
-            try:
-                # Not copied: what nobody may send can be large.
-                self._socket.recv(FRAME, copy=False)
-            except zmq.Again:
-                return
-            while self._socket.getsockopt(RCVMORE):
-                self._socket.recv(copy=False)
-            self._drop("a frame between two requests")
-
-    def expect(
-        self, names: Sequence[str], peers: Sequence[HotPeer], epoch: Epoch, reply_bytes: int
-    ) -> None:
-        """Take the members of a new plan for ours, before they are told of it.
-
-        Args:
-            names: agent names in rank order.
-            peers: the route of each, and whose key must be behind it.
-            epoch: the plan's epoch; frames of others are dropped from now on.
-            reply_bytes: size of the largest reply, for which buffers are allocated.
-        """
-        self._names = {Rank(r): name for r, name in enumerate(names)}
-        self._peers = {Rank(r): peer for r, peer in enumerate(peers)}
-        self._member_routes = frozenset(peer.route for peer in peers)
-        self.epoch = epoch
-        self._routes = {}
-        size = min(max(reply_bytes, 4096), MAX_FRAME_BYTES)
-        # One row a member and one to spare; rows are whole cache lines, so that any type fits.
-        self.inbox = np.empty((len(names) + 1, round_up(size, 64)), np.uint8)
-        self._slots = [row.data for row in self.inbox]
+    def accept(self, rank: Rank, route: bytes, key: str | None) -> bool:
+        """Take a HELLO if its sender is the member of that rank; None = its key is not known."""
+        peer = self._peers.get(rank)
+        if peer is None or peer.route != route or key not in (None, peer.key):
+            return False
+        self._routes[rank] = route
+        return True
 
     def take_hellos(self) -> None:
-        """Take what came while members load: their HELLO frames, and drop all else."""
-        for _ in range(DRAIN_FRAMES):
-            if not self._await_hello(FRAME):
-                return
+        """Take what came while members load: HELLO frames of any link, and drop all else."""
+        self._socket.drain()
 
     def join(self, deadline_s: float) -> None:
         """Wait for the HELLO frame of every expected member.
@@ -188,30 +166,13 @@ class HotLink:
             LateAgentsError: members did not dial the hot port in time; names them.
             AgentLostError: a member is gone.
         """
-        while len(self._routes) < len(self._names):
-            self._await_hello(0)
+        while not self.joined:
+            self._socket.take()
             missing = [n for r, n in self._names.items() if r not in self._routes]
             if missing and time.monotonic() > deadline_s:
                 text = f"no hot link from agent {', '.join(missing)} in time"
-                raise LateAgentsError(f"{text}; can it reach port {self.port}?", missing)
-            self._raise_if_lost(self._names)
-
-    def _await_hello(self, flags: int) -> bool:
-        """Take one frame, if one comes; accept a HELLO of a member's route, key and rank."""
-        try:
-            route = self._socket.recv(flags, copy=False)
-            n_bytes = self._socket.recv_into(self._slots[0])
-        except zmq.Again:
-            return False
-        more = bool(self._socket.getsockopt(RCVMORE))
-        got = self._check(route.bytes, n_bytes, self._slots[0], more)
-        if got is not None and got[1].type is FrameType.HELLO:
-            rank = got[1].rank
-            if self._peers.get(rank) == HotPeer(route.bytes, peer_key(route)):
-                self._routes[rank] = route.bytes
-            else:
-                self._drop("a HELLO under another agent's rank")
-        return True
+                raise LateAgentsError(f"{text}; can it reach port {self._socket.port}?", missing)
+            self._raise_if_lost(list(self._names))
 
     def watch(self, seq: Seq) -> None:
         """Let the next exchange fail if a member answers frame `seq`, sent before, by ERROR."""
@@ -224,8 +185,7 @@ class HotLink:
             AgentLostError: the member's link is closed or its queue is full.
         """
         try:
-            self._socket.send(self._routes[rank], ROUTE)
-            self._socket.send(frame, FRAME)
+            self._socket.send(self._routes[rank], frame)
         except zmq.ZMQError as e:
             raise self._closed(rank, e) from e
 
@@ -243,7 +203,7 @@ class HotLink:
             AgentLostError: a member's link closed, or it did not answer within timeout_s.
             RemoteError: a member answered with an ERROR frame.
         """
-        seq = Seq(self._seq)
+        seq = self._socket.last_seq
         self._gather.begin(seq, ranks, time.monotonic() + timeout_s)
         for rank in ranks:
             self.send(rank, frame)
@@ -273,7 +233,9 @@ class HotLink:
                 replies[rank] = Reply(header, slot)
         if walked.why is Stop.ODD_FRAME:
             buffer = self._slots[len(replies)]
-            got = self._check(walked.route, walked.frame_bytes, buffer, walked.more)
+            got = self._socket.check(
+                walked.route, walked.frame_bytes, buffer, walked.more, self.epoch
+            )
             if got is not None:
                 self._sort_in(*got, seq, replies)
         return self._await(seq, ranks, replies, timeout_s)
@@ -284,7 +246,7 @@ class HotLink:
         """Gather until `replies` has all of `ranks`; each new one fills the next inbox row."""
         look_s = time.monotonic() + CHECK_S
         while len(replies) < len(ranks):
-            got = self._receive(self._slots[len(replies)])
+            got = self._socket.receive(self._slots[len(replies)], self.epoch)
             if got is not None and self._sort_in(*got, seq, replies):
                 continue
             # By the clock, not by silence: whoever sends other frames cannot keep us from it.
@@ -301,44 +263,15 @@ class HotLink:
         """Keep a frame, which is in the next inbox row, if it is a reply to `seq`; or drop it."""
         slot = len(replies)
         if self._routes.get(header.rank) != route:
-            self._drop("a frame under another member's rank")
+            self._socket.drop("a frame under another member's rank")
         elif header.type is FrameType.ERROR:
             self._on_error(header, self._slots[slot], seq)
         elif self._gather.on_reply(header.rank, header.seq) == "accepted":
             replies[header.rank] = Reply(header, slot)
             return True
         else:
-            self._drop("a reply that nobody waits for")
+            self._socket.drop("a reply that nobody waits for")
         return False
-
-    def _receive(self, buffer: memoryview) -> tuple[bytes, Header] | None:
-        """Receive one frame of this run and epoch into `buffer`; None when none came in time."""
-        try:
-            route = self._socket.recv()
-            # A ROUTER puts the sender's route before what it sent: at least one more part.
-            n_bytes = self._socket.recv_into(buffer)
-        except zmq.Again:
-            return None
-        return self._check(route, n_bytes, buffer, bool(self._socket.getsockopt(RCVMORE)))
-
-    def _check(
-        self, route: bytes, n_bytes: int, buffer: memoryview, more: bool
-    ) -> tuple[bytes, Header] | None:
-        """Return a received frame's sender and header; None, and count, if it is none of ours."""
-        try:
-            if more:
-                while self._socket.getsockopt(RCVMORE):
-                    self._socket.recv()
-                raise WireError("a message of more than two parts")
-            if n_bytes > len(buffer):
-                raise WireError(f"a frame of {n_bytes} bytes")
-            header = read_header(buffer, n_bytes)
-            if header.run_id != self._run_id or header.epoch != self.epoch:
-                raise WireError("a frame of another run or epoch")
-        except WireError as e:
-            self._drop(str(e))
-            return None
-        return route, header
 
     def _on_error(self, header: Header, buffer: memoryview, seq: Seq) -> None:
         """Raise what an ERROR frame says, if it is about this exchange or a watched frame."""
@@ -346,43 +279,39 @@ class HotLink:
             # The other members' errors about the same frame are no news, nor another text's.
             self._watched_seqs.remove(header.seq)
         elif header.seq != seq:
-            self._drop("an error about a frame that nobody waits for")
+            self._socket.drop("an error about a frame that nobody waits for")
             return
         data = bytes(buffer[HEADER_BYTES : HEADER_BYTES + header.payload_bytes])
         text = one_line(data.decode(errors="replace"), MAX_REASON_CHARS)
         name = self._names[header.rank]
         raise RemoteError(f"agent {name!r}: {text}")
 
-    def _drop(self, what: str) -> None:
-        self.n_dropped += 1
-        if self.n_dropped & (self.n_dropped - 1) == 0:
-            log.warning("hot: dropped %s (%d dropped so far)", what, self.n_dropped)
-
     def _look_after(self, ranks: Sequence[Rank]) -> None:
         """Raise if a member we wait for is gone: sending to a closed link fails at once."""
         self._raise_if_lost(ranks)
         ping = bytearray(HEADER_BYTES)
-        pack_header(ping, Header(FrameType.PING, Wire.F32, self.epoch, self._run_id, Seq(0)))
+        run_id = self._socket.run_id
+        pack_header(ping, Header(FrameType.PING, Wire.F32, self.epoch, run_id, Seq(0)))
         for rank in ranks:
             try:
-                self._socket.send_multipart([self._routes[rank], ping], FRAME)
+                self._socket.send(self._routes[rank], ping)
             except zmq.Again:
                 pass  # a full queue is slow, not gone
             except zmq.ZMQError as e:
                 raise self._closed(rank, e) from e
 
-    def _raise_if_lost(self, ranks: Sequence[Rank] | dict[Rank, str]) -> None:
+    def _raise_if_lost(self, ranks: Sequence[Rank]) -> None:
         for rank in ranks:
-            reason = self._lost_reason(rank)
+            reason = self._lost_reason(self._names[rank])
+            if not reason and self._peers[rank].route in self._socket.evicted:
+                reason = "its hot link is closed"
             if reason:
                 raise self._lost(rank, reason)
 
     def _closed(self, rank: Rank, error: zmq.ZMQError) -> AgentLostError:
-        why = self._lost_reason(rank) or f"its hot link is closed ({error.strerror})"
+        why = self._lost_reason(self._names[rank]) or f"its hot link is closed ({error.strerror})"
         return self._lost(rank, why)
 
     def _lost(self, rank: Rank, why: str) -> AgentLostError:
-        name = self._names.get(rank, f"rank {rank}")
-        return AgentLostError(
-            f"agent {name!r} was lost: {why}; its heads cannot be served, start the request again"
-        )
+        name = self._names[rank]
+        return AgentLostError(f"agent {name!r} was lost: {why}", name)

@@ -5,13 +5,13 @@ them one at a time and answers into each request's own queue. Nobody ever waits 
 that does not read is given up.
 """
 
+import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
 
 from coordinator.admin_messages import Failed, Finished, Generate, Reply
-from coordinator.supervisor import Drain, Undrain
+from coordinator.supervisor import Cordon, Drain, Undrain
 from kernels.errors import ResourceError
 
 __all__ = ["Inbox", "Request", "Wish"]
@@ -22,7 +22,7 @@ MAX_WISHES = 64
 MAX_REPLIES = 4096
 TOO_SLOW = "this client reads too slowly; start the request again and read what it answers"
 
-Wish = Drain | Undrain
+Wish = Drain | Cordon | Undrain
 
 
 class Request:
@@ -79,10 +79,12 @@ class Inbox:
     """Requests in order of arrival, and wishes."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._waiting: deque[Request] = deque()
         self._wishes: deque[Wish] = deque()
         self._n_requests = 0
+        # A signal handler may put, too, whatever the thread is doing that it interrupts.
+        self._nudges: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closed = ""
 
     def submit(self, ask: Generate) -> Request:
@@ -91,7 +93,7 @@ class Inbox:
         Raises:
             ResourceError: too many wait already, or the coordinator is ending.
         """
-        with self._changed:
+        with self._lock:
             self._check_open()
             self._forget_given_up()
             if len(self._waiting) >= MAX_WAITING:
@@ -101,7 +103,7 @@ class Inbox:
             self._n_requests += 1
             request = Request(self._n_requests, ask)
             self._waiting.append(request)
-            self._changed.notify_all()
+            self.nudge()
             return request
 
     def post(self, wish: Wish) -> None:
@@ -110,46 +112,54 @@ class Inbox:
         Raises:
             ResourceError: too many wait already, or the coordinator is ending.
         """
-        with self._changed:
+        with self._lock:
             self._check_open()
             if len(self._wishes) >= MAX_WISHES:
                 raise ResourceError(f"{MAX_WISHES} wishes wait already; try again later")
             self._wishes.append(wish)
-            self._changed.notify_all()
+            self.nudge()
 
     def waiting(self) -> list[Request]:
         """Return the requests in line, first the next."""
-        with self._changed:
+        with self._lock:
             self._forget_given_up()
             return list(self._waiting)
 
     def take(self) -> Request | None:
         """Return the next request, if there is one."""
-        with self._changed:
+        with self._lock:
             self._forget_given_up()
             return self._waiting.popleft() if self._waiting else None
 
     def withdraw(self, request: Request) -> None:
         """Take a request out of the line."""
-        with self._changed:
+        with self._lock:
             if request in self._waiting:
                 self._waiting.remove(request)
 
-    def wishes(self) -> Iterator[Wish]:
-        """Yield the wishes posted so far, once each."""
-        while self._wishes:
-            yield self._wishes.popleft()
+    def wishes(self) -> list[Wish]:
+        """Return the wishes posted so far, once each."""
+        with self._lock:
+            wishes = list(self._wishes)
+            self._wishes.clear()
+            return wishes
+
+    def nudge(self) -> None:
+        """Let the serving thread look round; from any thread, and from signal handlers."""
+        self._nudges.put(None)
 
     def wait(self, timeout_s: float, for_requests: bool) -> None:
-        """Wait until there is a wish, or (if asked for) a request."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: bool(self._wishes or (for_requests and self._waiting)), timeout_s
-            )
+        """Wait until there is a wish, (if asked for) a request, or anything new."""
+        with self._lock:
+            is_something = bool(self._wishes or (for_requests and self._waiting))
+        with contextlib.suppress(queue.Empty):
+            self._nudges.get(timeout=0.0 if is_something else timeout_s)
+            while True:
+                self._nudges.get_nowait()
 
     def close(self, reason: str) -> None:
         """Fail all that wait and all that come from now on."""
-        with self._changed:
+        with self._lock:
             self._closed = reason
             for request in self._waiting:
                 request.say(Failed(reason))

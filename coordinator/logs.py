@@ -1,8 +1,8 @@
 """Log lines of the long-lived coordinator: text, or one JSON object a line.
 
 Messages are written as `what happened key=value key=value`; JSON lines carry the pairs as fields
-too, the first of each key. What a line is about (request, epoch) comes from `about`, so that also
-the engine's warnings say which request they belong to. Prompts and generated texts are never
+too, the first of each key. Which request a line is about comes from `about`, so that also the
+engine's warnings say it. Prompts and generated texts are never
 logged.
 """
 

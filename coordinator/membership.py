@@ -3,14 +3,16 @@
     HELLO -> JOINING --(heartbeat)--> IDLE --(Assigned)--> LOADING --(READY)--> READY
     any of them --(BYE)--> LEFT, --(link lost, heartbeats missed)--> LOST; both return by HELLO
 
+READY in one epoch, an agent may be assigned another one beside it (`Agent.coming`): it stays READY
+while it loads that, and goes over to it when the first is released.
+
 A link is the routing id of an agent's control connection. One live agent holds a name: another
 instance is refused until the first is gone, and never disturbs it. Pure: `control` owns the
 socket and the clock, and carries the actions out.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import replace
 
 from agent.ids import AgentName, Epoch
 from agent.messages import (
@@ -23,7 +25,10 @@ from agent.messages import (
     Ready,
     Versions,
 )
+from agent.migration_messages import Begun, Have, MoveEnded, MoveFailed
 from coordinator.admission import refusal
+from coordinator.forecast import scarce_after
+from coordinator.known_agent import Agent, AgentState, Coming
 from coordinator.membership_events import (
     Action,
     Assigned,
@@ -35,6 +40,7 @@ from coordinator.membership_events import (
     Received,
     Refuse,
     Released,
+    Reported,
     Stuck,
     Tick,
     Welcomed,
@@ -46,6 +52,7 @@ __all__ = [
     "AgentState",
     "Assigned",
     "BecameReady",
+    "Coming",
     "Event",
     "LinkLost",
     "LoadFailed",
@@ -54,6 +61,7 @@ __all__ = [
     "Received",
     "Refuse",
     "Released",
+    "Reported",
     "Stuck",
     "Tick",
     "Welcomed",
@@ -62,60 +70,14 @@ __all__ = [
 MAX_AGENTS = 256
 
 
-class AgentState(Enum):
-    """Where an agent stands; JOINING = welcomed, not heard from since."""
-
-    JOINING = "joining"
-    IDLE = "idle"
-    LOADING = "loading"
-    READY = "ready"
-    LOST = "lost"
-    LEFT = "left"
-
-
-GONE = (AgentState.LOST, AgentState.LEFT)
-
-
-@dataclass
-class Agent:
-    """What is known of one agent; changed by `Membership` only.
-
-    Attributes:
-        epoch: the assignment it loads or serves; 0 = none.
-        reason: why it is gone, or what failed last.
-        progress_s: when its progress counter last changed, or an answer began to be owed.
-    """
-
-    link: bytes
-    hello: Hello
-    heard_s: float
-    state: AgentState = AgentState.JOINING
-    epoch: Epoch = field(default=Epoch(0))
-    reason: str = ""
-    heartbeat: Heartbeat | None = None
-    loading: Loading | None = None
-    ready: Ready | None = None
-    progress_s: float | None = None
-    reported_stuck: bool = False
-
-    @property
-    def name(self) -> AgentName:
-        """The agent's name."""
-        return self.hello.name
-
-    @property
-    def alive(self) -> bool:
-        """Whether the agent is here, in whatever state."""
-        return self.state not in GONE
-
-
 class Membership:
     """The register of agents.
 
     Args:
         versions: those of this process.
         heartbeat_s: how often agents send a heartbeat.
-        missed_heartbeats: silence for so many of them (and a half, for jitter) is a loss.
+        silence_s: silence for so long is a loss.
+        awaited_silence_s: the same for an agent that owes an answer: a text waits for it.
         stuck_s: how long an agent may owe an answer without progress before it is reported.
     """
 
@@ -123,11 +85,13 @@ class Membership:
         self,
         versions: Versions,
         heartbeat_s: float = 1.0,
-        missed_heartbeats: int = 3,
+        silence_s: float = 3.5,
+        awaited_silence_s: float = 1.4,
         stuck_s: float = 10.0,
     ) -> None:
         self._versions = versions
-        self._silence_s = (missed_heartbeats + 0.5) * heartbeat_s
+        self._silence_s = max(silence_s, 2.5 * heartbeat_s)
+        self._awaited_silence_s = max(awaited_silence_s, 2.5 * heartbeat_s)
         self._stuck_s = stuck_s
         self._agents: dict[AgentName, Agent] = {}
         self._by_link: dict[bytes, Agent] = {}
@@ -159,13 +123,11 @@ class Membership:
                 agent = self._by_link.get(link)
                 return [self._remove(agent, AgentState.LOST, reason)] if agent else []
             case Assigned(name, epoch):
-                self._move(name, AgentState.LOADING, epoch)
+                self._assign(name, epoch)
             case Released(name, epoch):
-                agent = self._agents.get(name)
-                if agent is not None and agent.epoch == epoch:
-                    self._move(name, AgentState.IDLE, Epoch(0))
+                self._release(name, epoch)
             case Tick(awaited):
-                return [*self._silent(now_s), *self._stalled(awaited, now_s)]
+                return [*self._silent(awaited, now_s), *self._stalled(awaited, now_s)]
         return []
 
     def _on_hello(self, link: bytes, hello: Hello, now_s: float) -> list[Action]:
@@ -187,7 +149,7 @@ class Membership:
         replaced = {id(a): a for a in (holder, self._by_link.get(link)) if a is not None}
         why = "its control link was renewed"
         losses = [self._remove(agent, AgentState.LOST, why) for agent in replaced.values()]
-        agent = Agent(link, hello, heard_s=now_s)
+        agent = Agent(link, hello, heard_s=now_s, joined_s=now_s)
         self._forget_oldest()
         self._agents[hello.name] = self._by_link[link] = agent
         return [*(loss for loss in losses if loss.epoch), Welcomed(link, hello.name)]
@@ -207,11 +169,17 @@ class Membership:
                 if agent.heartbeat is None or agent.heartbeat.progress != message.progress:
                     agent.progress_s, agent.reported_stuck = None, False
                 agent.heartbeat = message
+                agent.measured = agent.measured.after(message, now_s)
+                agent.scarce_bytes = scarce_after(agent)
             case Bye(reason):
                 text = f"it left{': ' if reason else ''}{reason}"
                 return [self._remove(agent, AgentState.LEFT, text)]
             case Loading() | Ready() | Failed() if message.epoch == agent.epoch:
                 return self._on_assignment(agent, message)
+            case Loading() | Ready() | Failed() if agent.coming is not None:
+                return self._on_coming(agent, agent.coming, message)
+            case Begun() | Have() | MoveFailed() | MoveEnded():
+                return [Reported(agent.name, message)]
         return []
 
     def _on_assignment(self, agent: Agent, message: Loading | Ready | Failed) -> list[Action]:
@@ -225,21 +193,66 @@ class Membership:
                 agent.state, agent.ready = AgentState.READY, message
                 return [BecameReady(agent.name, message)]
             case Failed(epoch, reason):
-                self._move(agent.name, AgentState.IDLE, Epoch(0))
+                self._go_on(agent)
                 agent.reason = reason
                 return [LoadFailed(agent.name, epoch, reason)]
 
-    def _move(self, name: AgentName, state: AgentState, epoch: Epoch) -> None:
+    def _on_coming(
+        self, agent: Agent, coming: Coming, message: Loading | Ready | Failed
+    ) -> list[Action]:
+        """Take in what an agent says of the assignment to come; the one it serves stays."""
+        if message.epoch != coming.epoch or coming.ready is not None:
+            return []
+        match message:
+            case Loading():
+                agent.coming = replace(coming, loading=message)
+                return []
+            case Ready():
+                agent.coming = replace(coming, ready=message)
+                return [BecameReady(agent.name, message)]
+            case Failed(epoch, reason):
+                agent.coming, agent.reason = None, reason
+                return [LoadFailed(agent.name, epoch, reason)]
+
+    def _assign(self, name: AgentName, epoch: Epoch) -> None:
         agent = self._agents.get(name)
-        if agent is not None and agent.alive:
-            agent.state, agent.epoch = state, epoch
-            agent.loading = agent.ready = agent.progress_s = None
-            agent.reported_stuck = False
+        if agent is None or not agent.alive:
+            return
+        if agent.state is AgentState.READY and agent.epoch != epoch:
+            agent.coming = Coming(epoch)
+            return
+        if agent.coming is not None and agent.coming.epoch == epoch:
+            agent.coming = None
+        self._move(agent, AgentState.LOADING, Coming(epoch))
+
+    def _release(self, name: AgentName, epoch: Epoch) -> None:
+        agent = self._agents.get(name)
+        if agent is None or not agent.alive:
+            return
+        if agent.coming is not None and agent.coming.epoch == epoch:
+            agent.coming = None
+        elif agent.epoch == epoch:
+            self._go_on(agent)
+
+    def _go_on(self, agent: Agent) -> None:
+        """Let an agent go over to the assignment to come, or be idle: it has no other now."""
+        held, agent.coming = agent.coming, None
+        if held is None:
+            self._move(agent, AgentState.IDLE, Coming(Epoch(0)))
+        else:
+            self._move(agent, AgentState.READY if held.ready else AgentState.LOADING, held)
+
+    def _move(self, agent: Agent, state: AgentState, held: Coming) -> None:
+        agent.state, agent.epoch = state, held.epoch
+        agent.loading, agent.ready = held.loading, held.ready
+        agent.progress_s, agent.reported_stuck = None, False
 
     def _remove(self, agent: Agent, state: AgentState, reason: str) -> Lost:
+        lost = Lost(agent.name, agent.link, agent.epoch, reason)
         agent.state, agent.reason = state, reason
+        agent.epoch, agent.coming = Epoch(0), None
         self._by_link.pop(agent.link, None)
-        return Lost(agent.name, agent.link, agent.epoch, reason)
+        return lost
 
     def _forget_oldest(self) -> None:
         """Keep room for one more agent by forgetting the one that has been gone longest."""
@@ -247,12 +260,13 @@ class Membership:
         if gone and len(self._agents) >= 2 * MAX_AGENTS:
             del self._agents[min(gone, key=lambda a: a.heard_s).name]
 
-    def _silent(self, now_s: float) -> Iterable[Action]:
+    def _silent(self, awaited: frozenset[AgentName], now_s: float) -> Iterable[Action]:
         for agent in self.alive():
             silent_s = now_s - agent.heard_s
-            if silent_s > self._silence_s:
+            is_awaited = agent.name in awaited
+            if silent_s > (self._awaited_silence_s if is_awaited else self._silence_s):
                 text = f"no heartbeat for {silent_s:.1f} s"
-                yield self._remove(agent, AgentState.LOST, text)
+                yield self._remove(agent, AgentState.LOST, text)._replace(silent=True)
 
     def _stalled(self, awaited: frozenset[AgentName], now_s: float) -> Iterable[Action]:
         for agent in self.alive():

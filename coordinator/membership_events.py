@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from agent.ids import AgentName, Epoch
 from agent.messages import AgentMessage, Ready
+from agent.migration_messages import MoveReport
 
 __all__ = [
     "Action",
@@ -19,6 +20,7 @@ __all__ = [
     "Received",
     "Refuse",
     "Released",
+    "Reported",
     "Stuck",
     "Tick",
     "Welcomed",
@@ -42,7 +44,11 @@ class LinkLost(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """The coordinator has sent an assignment of this epoch to the agent."""
+    """The coordinator has sent an assignment of this epoch to the agent.
+
+    One that is READY in another epoch goes on serving that. Release a former one to come before:
+    an agent has room for one.
+    """
 
     name: AgentName
     epoch: Epoch
@@ -89,7 +95,7 @@ class BecameReady(NamedTuple):
 
 
 class LoadFailed(NamedTuple):
-    """The agent cannot carry out its assignment; it is idle again."""
+    """The agent cannot carry out its assignment and has let go of it."""
 
     name: AgentName
     epoch: Epoch
@@ -97,12 +103,16 @@ class LoadFailed(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """The agent is gone (LOST, or LEFT by BYE), and with it what it held of `epoch`."""
+    """The agent is gone (LOST, or LEFT by BYE), and with it what it held.
+
+    `epoch` is the one that it loaded or served, 0 = none; `silent` says that it was not heard.
+    """
 
     name: AgentName
     link: bytes
     epoch: Epoch
     reason: str
+    silent: bool = False
 
 
 class Stuck(NamedTuple):
@@ -112,4 +122,11 @@ class Stuck(NamedTuple):
     for_s: float
 
 
-Action = Welcomed | Refuse | BecameReady | LoadFailed | Lost | Stuck
+class Reported(NamedTuple):
+    """The agent says how far its part of a migration is: hand it to whoever drives that."""
+
+    name: AgentName
+    report: MoveReport
+
+
+Action = Welcomed | Refuse | BecameReady | LoadFailed | Lost | Stuck | Reported

@@ -10,6 +10,7 @@ import msgspec
 
 from agent.ids import AgentName
 from agent.messages import AgentMessage, Bye, Failed, Heartbeat, Hello
+from agent.migration_messages import MoveFailed
 
 __all__ = ["MAX_REASON_CHARS", "clean", "one_line"]
 
@@ -48,7 +49,7 @@ def clean(message: AgentMessage) -> AgentMessage:
         case Heartbeat(round_trip_s=seconds) if seconds is not None:
             sane = math.isfinite(seconds) and 0.0 <= seconds <= MAX_ROUND_TRIP_S
             return message if sane else msgspec.structs.replace(message, round_trip_s=None)
-        case Failed() | Bye():
+        case Failed() | Bye() | MoveFailed():
             reason = one_line(message.reason, MAX_REASON_CHARS)
             return msgspec.structs.replace(message, reason=reason)
     return message

@@ -2,7 +2,7 @@
 
 A plan is a list of stages; a stage is a run of layers handled by a group of members. One stage
 with all agents is head parallelism (Kafetzis et al. 2025), one agent per stage the layer ring of
-MDI-LLM. Pure: no sockets, no clock. `planner` makes plans, `engine` carries them out.
+MDI-LLM. Pure: no sockets, no clock. `planner.place` makes plans, `engine` carries them out.
 """
 
 from collections import Counter

@@ -6,15 +6,17 @@ With --attach it is the plan that the running coordinator has in force.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from agent.address import check_name
 from agent.ids import ModelId
-from agent.resources import available_memory_bytes, memory_budget_bytes, usable_cores
-from agent.share import WireFormat
+from agent.memory import available_memory_bytes
+from agent.resources import memory_budget_bytes, usable_cores
+from agent.share import KV_HELP, KvFormat, WireFormat
 from agent.shell import parse_size_bytes
 from agent.speed import measure_bytes_per_s
 from coordinator.admin_client import find_coordinator
@@ -23,7 +25,8 @@ from coordinator.cluster_args import read_plan
 from coordinator.cluster_options import checked_context
 from coordinator.local import MAX_LOCAL_AGENTS, local_names
 from coordinator.plan import check_model, check_plan, encode_plan
-from coordinator.planner import Link, Offer, Planned, PlanRequest, assess, make_plan
+from coordinator.planner.explain import explain
+from coordinator.planner.place import Link, Offer, Planned, PlanRequest, assess, make_plan
 from coordinator.report import HEADINGS, format_bytes, format_table, placement_rows
 from kernels.errors import InputError, RemoteError, UsageError
 from kernels.layout import Geometry
@@ -58,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--place", choices=["auto", "spread"], default="auto")
     parser.add_argument("-c", "--ctx", type=int, metavar="TOKENS", help="longest context")
     parser.add_argument("--exact", action="store_true", help="plan for f32 wire and KV")
-    parser.add_argument("--kv", choices=["f16", "f32"], help="KV cache type (default f16)")
+    parser.add_argument("--kv", choices=get_args(KvFormat), help=KV_HELP)
     parser.add_argument("--hop-ms", type=float, default=0.3, help="one-way delay (0.3)")
     parser.add_argument("--link-mbit", type=float, default=940.0, help="goodput, Mbit/s (940)")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(encode_plan(planned.plan).decode())
     else:
-        print(_describe(planned, geometry, link, ctx))
+        print(_describe(planned, geometry, offers, request, link))
     return 0
 
 
@@ -165,7 +168,10 @@ def _link(hop_ms: float, link_mbit: float) -> Link:
     return Link(hop_ms / 1000, link_mbit * 125e3)
 
 
-def _describe(planned: Planned, geometry: Geometry, link: Link, ctx: int) -> str:
+def _describe(
+    planned: Planned, geometry: Geometry, offers: Sequence[Offer], request: PlanRequest, link: Link
+) -> str:
+    ctx = request.context_tokens
     rows: list[list[str]] = [[*HEADINGS, "KV pool", "of memory"]]
     placed = placement_rows(planned.plan, geometry)
     for cells, member in zip(placed, planned.members, strict=True):
@@ -178,6 +184,7 @@ def _describe(planned: Planned, geometry: Geometry, link: Link, ctx: int) -> str
         f"{1000 * link.hop_s:g} ms and {link.bytes_per_s / 125e3:g} Mbit/s between boards"
     )
     lines = [format_table(rows), "", speed]
+    lines += explain(planned, geometry, offers, request, link).lines()
     if planned.considered:
         lines += ["", format_table([["agents", "ms per token", "verdict"], *_considered(planned)])]
     return "\n".join(lines)

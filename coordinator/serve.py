@@ -1,7 +1,7 @@
 """The `serve` verb: a coordinator that stays, while agents and clients come and go.
 
-Agents dial PORT (control), PORT + 1 (hot) and PORT + 2 (bulk); `run`, `status`, `plan`, `drain`
-and `stop` on the same machine use the admin socket.
+Agents dial PORT (control), PORT + 1 (hot) and PORT + 2 (bulk); `run`, `status`, `plan`, `drain`,
+`cordon` and `stop` on the same machine use the admin socket.
 """
 
 import argparse
@@ -13,13 +13,15 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 from agent.address import Address, resolve
 from agent.ids import AgentName
+from agent.share import KV_HELP, KvFormat
 from coordinator.admin import AdminServer, refuse_second
 from coordinator.admin_path import DEFAULT_PORT, admin_path, make_admin_directory
 from coordinator.cluster import Cluster
+from coordinator.cluster_args import add_mirror_argument
 from coordinator.keys import known_names
 from coordinator.logs import set_up
 from coordinator.plan import MAX_MEMBERS
@@ -59,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exact", action="store_true",
         help="f32 on the wire and in the KV cache: words do not depend on placement",
     )  # fmt: skip
-    group.add_argument("--kv", choices=["f16", "f32"], help="KV cache type (default f16)")
+    group.add_argument("--kv", choices=get_args(KvFormat), help=KV_HELP)
+    add_mirror_argument(group)
     parser.add_argument("--log-json", action="store_true", help="log one JSON object a line")
 
 
@@ -147,6 +150,7 @@ def _cluster_options(args: argparse.Namespace, bind: str) -> dict[str, Any]:
         "exact": args.exact,
         "kv": args.kv,
         "context_tokens": args.ctx,
+        "mirror": args.mirror,
         "insecure": args.insecure,
         "keys": args.keys,
     }

@@ -10,14 +10,14 @@ from coordinator.admin_client import find_coordinator
 from coordinator.admin_messages import GetStatus
 from coordinator.admin_verbs import add_port_argument
 from coordinator.report import format_bytes, format_table
-from coordinator.status import AgentStatus, Status
+from coordinator.status import AgentStatus, MirrorStatus, MoveStatus, Status
 from kernels.errors import InputError, RemoteError
 
 __all__ = ["add_arguments", "describe", "run"]
 
 HEADINGS = [
-    "agent", "state", "free / offered", "weights", "KV", "groups", "columns", "vocabulary",
-    "round trip", "version",
+    "agent", "state", "free, forecast / offered", "weights", "KV", "groups", "columns",
+    "vocabulary", "rate", "round trip", "goodput", "faults", "heat", "version",
 ]  # fmt: skip
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
@@ -73,6 +73,10 @@ def describe(status: Status) -> str:
     odd = [f"{what} {n}" for n, what in _odd(s) if n]
     if odd:
         lines.append(f"dropped or refused: {', '.join(odd)}")
+    if s.move is not None:
+        lines.append(_move(s.move))
+    if s.mirror is not None:
+        lines.append(_mirror(s.mirror))
     if s.problem:
         lines.append(f"problem: {s.problem}")
     if s.agents:
@@ -92,24 +96,65 @@ def _odd(s: Status) -> list[tuple[int, str]]:
     ]
 
 
+def _move(move: MoveStatus) -> str:
+    return (
+        f"migration from epoch {move.from_epoch} to {move.epoch}: {move.state}, "
+        f"{move.n_groups} head groups, {move.have_tokens} of {move.want_tokens} tokens there"
+    )
+
+
+def _mirror(mirror: MirrorStatus) -> str:
+    if mirror.lag_tokens is None:
+        return f"mirror: none, {mirror.reason}"
+    more = f"; {mirror.reason}" if mirror.reason else ""
+    return f"mirror: {mirror.lag_tokens} tokens behind, {mirror.holders}{more}"
+
+
 def _cells(agent: AgentStatus) -> list[str]:
     state = agent.state
     if agent.loading_percent is not None:
         state += f" {agent.loading_percent:.0f} %"
-    free = "-" if agent.memory_free_bytes is None else format_bytes(agent.memory_free_bytes)
+    if agent.coming_percent is not None:
+        state += f", epoch {agent.coming_epoch} {agent.coming_percent:.0f} %"
+    free, then = map(_bytes, (agent.memory_free_bytes, agent.memory_forecast_bytes))
     trip = "-" if agent.round_trip_s is None else f"{1000 * agent.round_trip_s:.2f} ms"
     return [
         agent.name,
         state,
-        f"{free} / {format_bytes(agent.memory_offered_bytes)}",
+        f"{free}, {then} / {format_bytes(agent.memory_offered_bytes)}",
         format_bytes(agent.weights_bytes),
         format_bytes(agent.kv_bytes),
         str(agent.n_head_groups),
         str(agent.n_columns),
         str(agent.n_vocab_rows),
+        _rate(agent),
         trip,
+        _goodput(agent),
+        str(agent.major_faults),
+        _heat(agent),
         agent.software or "-",
     ]
+
+
+def _bytes(n_bytes: int | None) -> str:
+    return "-" if n_bytes is None else format_bytes(n_bytes)
+
+
+def _rate(agent: AgentStatus) -> str:
+    """Return how fast kernels read; `~` before what was measured at the start only."""
+    if not agent.bytes_per_s:
+        return "-"
+    return f"{'' if agent.is_measured else '~'}{agent.bytes_per_s / 1e9:.3g} GB/s"
+
+
+def _goodput(agent: AgentStatus) -> str:
+    goodput = agent.goodput_bytes_per_s
+    return "-" if goodput is None else f"{goodput / 125e3:.3g} Mbit/s"
+
+
+def _heat(agent: AgentStatus) -> str:
+    heat = "-" if agent.temperature_c is None else f"{agent.temperature_c:.0f} C"
+    return f"{heat} throttled" if agent.throttled else heat
 
 
 def _duration(seconds: float) -> str:

@@ -1,21 +1,19 @@
 """Writing one text: prefill in chunks, then a token at a time.
 
-Holds the only copy of what a context needs to be rebuilt elsewhere: its token ids. Does not know
-members or sockets: the engine carries rows, `sampling` chooses, `stops` watches the text.
+Holds the only copy of what a context needs to be rebuilt elsewhere: its token ids. When a board is
+lost, the tokens so far are carried once more, by whoever is left, and the text goes on. Does not
+know members or plans: `texts` carries rows, `sampling` chooses, `stops` watches the text.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.ids import KvId
-from agent.kv_ops import KvOp, KvOpCode
-from agent.vocab_payload import SamplerRow, TopRow
-from coordinator.engine import Engine, Rows, StepTimes
+from agent.vocab_payload import SamplerRow
 from coordinator.results import Result, Timings, Token
+from coordinator.rows import StepTimes
 from coordinator.sampling import (
     NEED_FULL_LOGITS,
     SamplingOptions,
@@ -26,7 +24,8 @@ from coordinator.sampling import (
     uniform,
 )
 from coordinator.stops import StopMatcher
-from kernels.errors import PromptError, RemoteError
+from coordinator.texts import Answer, Text
+from kernels.errors import AgentLostError, FaultyAgentError, PromptError
 from weights.directory import ModelDirectory
 from weights.tokenizer import Tokenizer
 
@@ -36,14 +35,12 @@ FIRST_CHUNK_ROWS = 8
 # A phase of prefill stays under 300 ms, so that a member that stalls is noticed soon.
 CHUNK_PHASE_S = 0.25
 
-Answer = list[list[TopRow]] | npt.NDArray[np.float32]
-
 
 class Writer:
     """Everything that writing one text needs; `tokens` writes it.
 
     Args:
-        engine: carries rows through the plan in force.
+        text: a context that is not open yet.
         directory: the model, for embedding rows and special tokens.
         tokenizer: None for a model without one; texts are then empty.
         prompt_ids: at least one token.
@@ -51,7 +48,6 @@ class Writer:
         context_tokens: longest context the agents hold pages for.
         options: how to sample.
         stop: strings that end the text; they are not part of it.
-        kv_id: a context number that is not in use.
         check: called before each chunk of the prompt; may raise to end the text.
 
     Raises:
@@ -61,7 +57,7 @@ class Writer:
 
     def __init__(
         self,
-        engine: Engine,
+        text: Text,
         directory: ModelDirectory,
         tokenizer: Tokenizer | None,
         prompt_ids: Sequence[int],
@@ -70,14 +66,12 @@ class Writer:
         context_tokens: int,
         options: SamplingOptions,
         stop: Sequence[str],
-        kv_id: KvId,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine = engine
+        self._text = text
         self._check = check
         self._directory = directory
         self._options = options
-        self._kv_id = kv_id
         self._ids = list(prompt_ids)
         self._n_prompt = len(self._ids)
         _check_prompt(self._ids, directory.config.vocab_size, context_tokens, max_tokens)
@@ -123,8 +117,8 @@ class Writer:
     def tokens(self) -> Generator[Token, None, None]:
         """Open a context, write the text, release the context; closing it early releases too."""
         n_reserve = self._n_prompt + self._n_max
-        self._engine.control_kv([KvOp(KvOpCode.OPEN, self._kv_id, n_reserve)])
         try:
+            self._text.open(n_reserve)
             token = self._first()
             while token not in self._ends:
                 self._ids.append(token)
@@ -141,45 +135,55 @@ class Writer:
             if rest:
                 yield Token(None, rest)
         finally:
-            # If a link is what failed, the agents free the context with the epoch.
-            with contextlib.suppress(RemoteError):
-                self._engine.control_kv([KvOp(KvOpCode.RELEASE, self._kv_id)])
+            self._text.close()
 
     def _first(self) -> int:
         """Prefill the prompt in chunks and return the first token."""
         started_s = time.perf_counter()
-        at, n_rows = 0, FIRST_CHUNK_ROWS
-        while True:
-            self._check()
-            n_rows = min(n_rows, self._engine.max_rows, self._n_prompt - at)
-            last = at + n_rows == self._n_prompt
-            self._times.longest_dispatch_s = 0.0
-            answer = self._step(at, n_rows, self._sampler() if last else None)
-            at += n_rows
-            if last:
-                break
-            chunk_s = max(self._times.longest_dispatch_s, 1e-6)
-            n_rows = max(1, int(n_rows * min(2.0, CHUNK_PHASE_S / chunk_s)))
-        token = self._choose(answer)
+        token = self._choose(self._carry(self._sampler()))
         self._prefill_s = time.perf_counter() - started_s
         return token
 
     def _next(self) -> int:
         """Feed the last token back and return the one after it."""
         started_s = time.perf_counter()
-        answer = self._step(len(self._ids) - 1, 1, self._sampler())
-        token = self._choose(answer)
+        token = self._choose(self._carry(self._sampler()))
         self._decode_s += time.perf_counter() - started_s
         return token
 
-    def _step(self, first: int, n_rows: int, sampler: SamplerRow | None) -> Answer:
-        """Run the tokens at positions [first, first + n_rows); the last one may want logits."""
+    def _carry(self, sampler: SamplerRow) -> Answer:
+        """Carry what the members lack of the text, and return the answer for its last token.
+
+        When one of them is lost, that is the whole text: the others carry it once more.
+        """
+        while True:
+            try:
+                return self._chunks(sampler)
+            except (AgentLostError, FaultyAgentError) as e:
+                self._text.reopen(e)
+
+    def _chunks(self, sampler: SamplerRow) -> Answer:
+        text, end, n_rows = self._text, len(self._ids), FIRST_CHUNK_ROWS
+        # The last one is carried again where it has been: other things are asked about it.
+        at = min(text.n_tokens, end - 1)
+        while True:
+            self._check()
+            n_rows = min(n_rows, text.max_rows, end - at)
+            last = at + n_rows == end
+            self._times.longest_dispatch_s = 0.0
+            x, samplers = self._embeddings(at, n_rows), [sampler] if last else []
+            answer = text.step(x, at, samplers, self._times, prefill=not last)
+            at += n_rows
+            if last:
+                return answer
+            chunk_s = max(self._times.longest_dispatch_s, 1e-6)
+            n_rows = max(1, int(n_rows * min(2.0, CHUNK_PHASE_S / chunk_s)))
+
+    def _embeddings(self, first: int, n_rows: int) -> npt.NDArray[np.float32]:
         x = np.empty((n_rows, self._directory.config.hidden_size), np.float32)
         for i in range(n_rows):
             self._directory.embedding_row(self._ids[first + i], x[i])
-        rows = Rows([self._kv_id] * n_rows, list(range(first, first + n_rows)))
-        samplers = [] if sampler is None else [sampler]
-        return self._engine.step(x, rows, samplers, self._times)
+        return x
 
     def _sampler(self, full_logits: bool = False) -> SamplerRow:
         """Return what the vocab holders need for the next token."""
@@ -202,7 +206,7 @@ class Writer:
         u = uniform(self._options.seed, len(self._ids))
         token = choose(merge(answer[0]), self._options, u)
         if token == NEED_FULL_LOGITS:
-            full = self._step(len(self._ids) - 1, 1, self._sampler(full_logits=True))
+            full = self._carry(self._sampler(full_logits=True))
             assert isinstance(full, np.ndarray)
             token = choose_from_logits(full[0], self._options, u)
         return token

@@ -14,16 +14,16 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-__all__: list[str] = []
+__all__ = ["cache_key", "kept_cache_directory"]
 
 # Files of other rooms that have compiled functions, or constants that these contain.
 _COMPILED_ELSEWHERE = (
-    "agent/frames.py", "agent/native.py", "agent/phase_loop.py", "coordinator/phase_walk.py",
-    "tools/bandwidth.py",
+    "agent/frames.py", "agent/native.py", "agent/phase_loop.py", "agent/serve_phases.py",
+    "agent/zmq_calls.py", "coordinator/walk_phases.py", "tools/bandwidth.py",
 )  # fmt: skip
 
 
-def _cache_key() -> str:
+def cache_key() -> str:
     """Return a key that changes with every kernel source, numba version and forced target.
 
     Numba does not notice edits of a callee in another module, nor our own choice of instructions
@@ -55,13 +55,20 @@ def _private_directory(path: Path) -> bool:
 def _choose_cache_directory() -> str:
     """Return a directory for compiled kernels that this user alone can write."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    in_home = Path(base) / "headwise" / "numba" / _cache_key()
+    in_home = Path(base) / "headwise" / "numba" / cache_key()
     if _private_directory(in_home):
         return str(in_home)
-    in_temp = Path(tempfile.gettempdir()) / f"headwise-{os.getuid()}" / _cache_key()
+    in_temp = Path(tempfile.gettempdir()) / f"headwise-{os.getuid()}" / cache_key()
     if _private_directory(in_temp.parent) and _private_directory(in_temp):
         return str(in_temp)
     return tempfile.mkdtemp(prefix="headwise-")
+
+
+def kept_cache_directory() -> Path | None:
+    """Return where compiled kernels are kept for the next process; None if they are not."""
+    path = Path(os.environ["NUMBA_CACHE_DIR"])
+    passing = path.parent == Path(tempfile.gettempdir()) and path.name.startswith("headwise-")
+    return None if passing or not _private_directory(path) else path
 
 
 if not os.environ.get("NUMBA_CACHE_DIR"):

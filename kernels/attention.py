@@ -1,12 +1,13 @@
-"""Attention of one query head over paged keys and values.
+"""Attention of query heads over paged keys and values.
 
     score[p] = q . K[p] / sqrt(d)          p in 0 .. position, K and V rows (d,) of the same context
     out      = sum over p of exp(score[p] - max score) * V[p] / sum over p of exp(...)
 
-Pages are those of `paging`; their dtype says the format: uint16 = float16 bits, float32. Each
-score is one chain in rising j, the weighted sum of V one chain in rising p, and the sum of
-exponentials runs in 8 lanes (p mod 8), then over the lanes: an order that depends on nothing but
-the position.
+Pages are those of `paging`; their dtype says the format: uint16 = float16 bits, float32, int8. Of
+bytes B with scales s (see `kv_rows`) it is (q . B_K[p]) / sqrt(d) * s_K[p], and exp(...) * s_V[p]
+times B_V[p]. Each score is one chain in rising j, the weighted sum of V one chain in rising p, and
+the sum of exponentials runs in 8 lanes (p mod 8), then over the lanes: an order that depends on
+nothing but the position.
 """
 
 from typing import Any, NamedTuple
@@ -14,27 +15,35 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kernels.half import from_stored, to_stored
+from kernels.half import from_stored
 from kernels.jit import inner, merged
+from kernels.kv_rows import keep_row, multiply_scales
 from kernels.paging import PAGE_TOKENS
-from kernels.simd import add, largest, load, madd, max8, store, sum8, zero
-from kernels.simd_exp import exp8, less, times
-from kernels.spans import Span
+from kernels.simd import add, largest, less, load, max8, quotient, same, store, sum8, zero
+from kernels.simd_exp import exp8
+from kernels.simd_tile import add_columns
+from kernels.simd_totals import no_columns, store_totals
+from kernels.spans import F32Array, Rows, Span, row_of
 
 __all__ = ["Context", "KvPages", "append_kv", "attend"]
 
 _LOWEST = np.float32(-3.0e38)
+BLOCKS = 4  # of 8 positions or dimensions that one step takes
 
 
 class KvPages(NamedTuple):
     """The KV pool and who owns which page.
 
     Attributes:
-        values: the pool, flat: page i starts at element i * 2 * PAGE_TOKENS * d.
+        values: the pool, flat: page i starts at element i * page_size.
+        scales: the pool as float32, for the scales of bytes.
+        page_size: elements of a page.
         table: (n_slots, n_local_groups, max_pages) int32 page numbers.
     """
 
     values: npt.NDArray[Any]
+    scales: F32Array
+    page_size: int
     table: npt.NDArray[np.int32]
 
 
@@ -58,143 +67,161 @@ def append_kv(kv: KvPages, page: int, p: int, head_dim: int, key: Span, value: S
         key: the rotated key.
         value: the value.
     """
-    first = page * 2 * PAGE_TOKENS * head_dim
+    first = page * kv.page_size
+    scale = _page_scales(kv, page, head_dim) + p
     to_k = first + p // 8 * 8 * head_dim + p % 8
     to_v = first + PAGE_TOKENS * head_dim + p * head_dim
-    for j in range(head_dim):
-        kv.values[to_k + 8 * j] = to_stored(kv.values, key.values[key.first + j])
-    for j in range(head_dim):
-        kv.values[to_v + j] = to_stored(kv.values, value.values[value.first + j])
+    keep_row(kv.values, to_k, 8, kv.scales, scale, key, head_dim)
+    keep_row(kv.values, to_v, 1, kv.scales, scale + PAGE_TOKENS, value, head_dim)
 
 
 @inner
-def attend(kv: KvPages, context: Context, head_dim: int, q: Span, scores: Span, out: Span) -> None:
-    """Write the attention output (d,) of one row and query head.
+def attend(
+    kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
+) -> None:
+    """Write the attention output (d,) of one row for one or two query heads of a group.
+
+    Two heads read keys and values together.
 
     Args:
         kv: pages whose positions 0 .. n - 1 of the context are written.
         context: whose keys and values are read, and how many.
         head_dim: d.
-        q: the rotated query (d,).
-        scores: scratch of n values rounded up to 8.
-        out: written.
+        q: the rotated queries (n_heads, d).
+        n_heads: 1 or 2.
+        scores: scratch (n_heads, n rounded up to 32, and one more), in rows of scores.stride.
+        out: (n_heads, d), written.
     """
-    n = context.n
-    n_padded = (n + 7) // 8 * 8
-    _scores(kv, context, head_dim, q, scores)
+    if n_heads == 1:
+        _attend(kv, context, head_dim, q, scores, out, 1)
+    else:
+        _attend(kv, context, head_dim, q, scores, out, 2)
+
+
+@merged
+def _attend(
+    kv: KvPages, context: Context, head_dim: int, q: Rows, scores: Rows, out: Rows, n_heads: int
+) -> None:
+    """Do it; n_heads is a literal."""
+    _scores(kv, context, head_dim, q, scores, n_heads)
+    _scale(kv, context, head_dim, 0, scores, n_heads)
+    for head in range(n_heads):
+        divisor = _exponentials(row_of(scores, head, 0), context.n)
+        scores.values[scores.first + (head + 1) * scores.stride - 1] = divisor
+    _scale(kv, context, head_dim, PAGE_TOKENS, scores, n_heads)
+    _weighted_values(kv, context, head_dim, scores, out, n_heads)
+    for head in range(n_heads):
+        divisor = scores.values[scores.first + (head + 1) * scores.stride - 1]
+        one = row_of(out, head, 0)
+        for j in range(0, head_dim - 7, 8):
+            at = one.first + j
+            store(one.values, at, quotient(load(one.values, at), same(divisor)))
+        for j in range(head_dim - head_dim % 8, head_dim):
+            one.values[one.first + j] = np.float32(one.values[one.first + j] / divisor)
+
+
+@merged
+def _scores(
+    kv: KvPages, context: Context, head_dim: int, q: Rows, scores: Rows, n_heads: int
+) -> None:
+    """Write the scaled scores of positions 0 .. n - 1, and anything up to whole fours of blocks.
+
+    A page holds whole fours, and what lies behind position n - 1 in it may be read.
+    """
+    factor = np.float32(np.float32(1.0) / np.sqrt(np.float32(head_dim)))
+    first_values = _values(kv, context, head_dim, 0)
+    size = 8 * head_dim
+    for p in range(0, context.n, 8 * BLOCKS):
+        k = _keys(kv, context, head_dim, p)
+        # Meanwhile the next blocks are asked for, and at last the first values.
+        more = p + 8 * BLOCKS < context.n
+        ahead = _keys(kv, context, head_dim, p + 8 * BLOCKS) if more else first_values
+        totals = no_columns(BLOCKS, n_heads)
+        n_blocks = min(BLOCKS, (context.n - p + 7) // 8)
+        totals = add_columns(
+            totals, kv.values, k, 8, size, n_blocks, head_dim, q.values, q.first, q.stride,
+            ahead, 8 * BLOCKS,
+        )  # fmt: skip
+        store_totals(scores.values, scores.first + p, scores.stride, totals, BLOCKS, factor)
+
+
+@inner
+def _exponentials(scores: Span, n: int) -> np.float32:
+    """Replace n scores by exp(score - max score), up to a whole 8 by 0, and return the sum."""
     s, first = scores.values, scores.first
+    n_padded = (n + 7) // 8 * 8
     for p in range(n, n_padded):
         s[first + p] = _LOWEST
     top = load(s, first)
     for p in range(8, n_padded, 8):
         top = largest(load(s, first + p), top)
-    highest = max8(top)
+    highest = same(max8(top))
     total = zero()
     for p in range(0, n_padded, 8):  # the padding becomes exp(lowest) = 0
         weights = exp8(less(load(s, first + p), highest))
         store(s, first + p, weights)
         total = add(total, weights)
-    _weighted_values(kv, context, head_dim, scores, out)
-    divisor = sum8(total)
-    for j in range(head_dim):
-        out.values[out.first + j] = np.float32(out.values[out.first + j] / divisor)
-
-
-@merged
-def _scores(kv: KvPages, context: Context, head_dim: int, q: Span, scores: Span) -> None:
-    """Write the scaled scores of positions 0 .. n - 1, rounded up to whole blocks of 8.
-
-    Four blocks at a time: their sums are independent, so none waits for another's additions. A
-    page holds whole fours, and what lies behind position n - 1 in it may be read.
-    """
-    factor = np.float32(np.float32(1.0) / np.sqrt(np.float32(head_dim)))
-    n, size = context.n, 8 * head_dim
-    p = 0
-    while p < n:
-        page = kv.table[context.slot, context.group, p // PAGE_TOKENS]
-        k = page * 2 * PAGE_TOKENS * head_dim + p % PAGE_TOKENS * head_dim
-        a, b, c, d = zero(), zero(), zero(), zero()
-        if p + 8 < n:
-            for j in range(head_dim):
-                at, x = k + 8 * j, q.first + j
-                a = madd(a, load(kv.values, at), q.values, x)
-                b = madd(b, load(kv.values, at + size), q.values, x)
-                c = madd(c, load(kv.values, at + 2 * size), q.values, x)
-                d = madd(d, load(kv.values, at + 3 * size), q.values, x)
-        else:
-            for j in range(head_dim):
-                a = madd(a, load(kv.values, k + 8 * j), q.values, q.first + j)
-        store(scores.values, scores.first + p, times(a, factor))
-        if p + 8 < n:
-            store(scores.values, scores.first + p + 8, times(b, factor))
-        if p + 16 < n:
-            store(scores.values, scores.first + p + 16, times(c, factor))
-        if p + 24 < n:
-            store(scores.values, scores.first + p + 24, times(d, factor))
-        p += 32 if p + 8 < n else 8
+    return sum8(total)
 
 
 @merged
 def _weighted_values(
-    kv: KvPages, context: Context, head_dim: int, weights: Span, out: Span
+    kv: KvPages, context: Context, head_dim: int, weights: Rows, out: Rows, n_heads: int
 ) -> None:
     """Write the sum over p < n of weights[p] * V[p], in rising p."""
-    j = 0
-    while j + 32 <= head_dim:
-        _weighted_lanes(kv, context, head_dim, weights, out, j)
-        j += 32
-    while j + 8 <= head_dim:
-        _weighted_eight(kv, context, head_dim, weights, out, j)
-        j += 8
-    for i in range(j, head_dim):
-        total = np.float32(0.0)
-        for p in range(context.n):
-            start = p - p % PAGE_TOKENS
-            v = _values(kv, context, head_dim, start) + (p - start) * head_dim + i
-            product = np.float32(weights.values[weights.first + p] * from_stored(kv.values, v))
-            total = np.float32(total + product)
-        out.values[out.first + i] = total
+    for j in range(0, head_dim - 7, 8 * BLOCKS):
+        n_tiles = min(BLOCKS, (head_dim - j) // 8)
+        totals = no_columns(BLOCKS, n_heads)
+        for p in range(0, context.n, PAGE_TOKENS):
+            v = _values(kv, context, head_dim, p) + j
+            more = p + PAGE_TOKENS < context.n
+            ahead = _values(kv, context, head_dim, p + PAGE_TOKENS) + j if more else v
+            totals = add_columns(
+                totals, kv.values, v, head_dim, 8, n_tiles, min(PAGE_TOKENS, context.n - p),
+                weights.values, weights.first + p, weights.stride, ahead, head_dim,
+            )  # fmt: skip
+        one = np.float32(1.0)
+        store_totals(out.values, out.first + j, out.stride, totals, n_tiles, one)
+    for head in range(n_heads):
+        for j in range(head_dim - head_dim % 8, head_dim):
+            w = row_of(weights, head, 0)
+            total = np.float32(0.0)
+            for p in range(context.n):
+                start = p - p % PAGE_TOKENS
+                v = _values(kv, context, head_dim, start) + (p - start) * head_dim + j
+                product = np.float32(w.values[w.first + p] * from_stored(kv.values, v))
+                total = np.float32(total + product)
+            out.values[out.first + head * out.stride + j] = total
 
 
 @merged
-def _weighted_lanes(
-    kv: KvPages, context: Context, head_dim: int, weights: Span, out: Span, j: int
+def _scale(
+    kv: KvPages, context: Context, head_dim: int, skip: int, scores: Rows, n_heads: int
 ) -> None:
-    """Do it for dimensions j .. j + 31."""
-    a, b, c, d = zero(), zero(), zero(), zero()
-    for start in range(0, context.n, PAGE_TOKENS):
-        v = _values(kv, context, head_dim, start) + j
-        w = weights.first + start
-        for _ in range(min(PAGE_TOKENS, context.n - start)):
-            a = madd(a, load(kv.values, v), weights.values, w)
-            b = madd(b, load(kv.values, v + 8), weights.values, w)
-            c = madd(c, load(kv.values, v + 16), weights.values, w)
-            d = madd(d, load(kv.values, v + 24), weights.values, w)
-            v += head_dim
-            w += 1
-    store(out.values, out.first + j, a)
-    store(out.values, out.first + j + 8, b)
-    store(out.values, out.first + j + 16, c)
-    store(out.values, out.first + j + 24, d)
+    """Multiply numbers of positions by the scales of their keys, or values: skip = PAGE_TOKENS."""
+    for p in range(0, context.n, PAGE_TOKENS):
+        page = kv.table[context.slot, context.group, p // PAGE_TOKENS]
+        at, n = _page_scales(kv, page, head_dim) + skip, min(PAGE_TOKENS, context.n - p)
+        for head in range(n_heads):
+            i = scores.first + head * scores.stride + p
+            multiply_scales(kv.values, kv.scales, at, scores.values, i, n)
 
 
 @merged
-def _weighted_eight(
-    kv: KvPages, context: Context, head_dim: int, weights: Span, out: Span, j: int
-) -> None:
-    """Do it for dimensions j .. j + 7."""
-    a = zero()
-    for start in range(0, context.n, PAGE_TOKENS):
-        v = _values(kv, context, head_dim, start) + j
-        for p in range(min(PAGE_TOKENS, context.n - start)):
-            a = madd(
-                a, load(kv.values, v + p * head_dim), weights.values, weights.first + start + p
-            )
-    store(out.values, out.first + j, a)
+def _page_scales(kv: KvPages, page: int, head_dim: int) -> int:
+    """Return where a page of bytes has the scale of its first key, in kv.scales."""
+    return int((page * kv.page_size + 2 * PAGE_TOKENS * head_dim) // 4)
 
 
 @merged
 def _values(kv: KvPages, context: Context, head_dim: int, start: int) -> int:
     """Return where the values of the page that begins at position `start` lie in the pool."""
     page = kv.table[context.slot, context.group, start // PAGE_TOKENS]
-    return int((page * 2 + 1) * PAGE_TOKENS * head_dim)
+    return int(page * kv.page_size + PAGE_TOKENS * head_dim)
+
+
+@merged
+def _keys(kv: KvPages, context: Context, head_dim: int, p: int) -> int:
+    """Return where the keys of a block that begins at position p lie in the pool."""
+    page = kv.table[context.slot, context.group, p // PAGE_TOKENS]
+    return int(page * kv.page_size + p % PAGE_TOKENS * head_dim)

@@ -1,11 +1,14 @@
 """A barrier for kernels that several threads run together, without the GIL.
 
-`sync` is an int64 array with one word per 64-byte line: arrivals, generation, abort (a thread
-failed: nobody waits any more), then those of `team`. The last thread to arrive starts the next
-generation; the others spin, then yield the CPU each turn.
-With JIT switched off there is one thread and a barrier is nothing.
+`sync` is laid out in `sync_words`. The last thread to arrive starts the next generation. The others
+watch for some 50 us, then sleep on a futex, which frees the CPU for whoever is late. But where a
+competing process takes that CPU at once and keeps it for its time slice, each short sleep costs
+milliseconds, for all threads: when two were woken more than 1 ms late, not long apart, everybody
+watches for about 2 ms for a while (docs/decisions.md). With JIT off there is one thread and a
+barrier is nothing.
 """
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -13,16 +16,40 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 
+from kernels import emit
+from kernels.clock import now_ns
 from kernels.jit import inner
-from kernels.lowering import element_address, operation
+from kernels.lowering import cgutils, element_address, operation
+from kernels.sync_words import ABORT, ARRIVED, ASLEEP, GENERATION, LATENESS, LINE
+from kernels.target import has
 
-__all__ = ["ABORT", "LINE", "atomic_add", "atomic_load", "atomic_store", "wait", "yield_cpu"]
+__all__ = [
+    "ABORT",
+    "BRIEFLY",
+    "LINE",
+    "atomic_add",
+    "atomic_load",
+    "atomic_store",
+    "change",
+    "wait",
+    "wait_while",
+    "watch",
+]
 
 I64Array = npt.NDArray[np.int64]
 
-LINE = 8  # int64 words of a cache line
-ARRIVED, GENERATION, ABORT = (i * LINE for i in range(3))
-_SPINS = 2000
+# Looks of `watch` in some 50 microseconds; x86's pause is a long one.
+_LOOKS = 1_000 if platform.machine() in ("x86_64", "AMD64") else 15_000
+BRIEFLY = _LOOKS
+PATIENTLY = 40 * _LOOKS
+# What being woken that late adds to LATENESS, which each barrier lowers by 1; threads are patient
+# above _TWO_LATE, nothing is added above _MOST_LATE.
+_LATE_NS = 1_000_000
+_LATE, _TWO_LATE, _MOST_LATE = 150, 220, 600
+# Whoever sleeps looks again after this time: an abort does not wake it.
+_SLEEP_NS = 5_000_000
+_FUTEX_CALL = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), -1)
+_FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # of one process only
 
 
 def atomic_add(words: I64Array, i: int, value: int) -> int:
@@ -42,8 +69,16 @@ def atomic_store(words: I64Array, i: int, value: int) -> None:
     words[i] = value
 
 
-def yield_cpu() -> None:
-    """Let another runnable thread have this CPU."""
+def relax() -> None:
+    """Leave the core to its other thread for a moment, on CPUs that have such."""
+
+
+def sleep_while(words: I64Array, i: int, value: int) -> None:
+    """Sleep if words[i] still is value, until `wake` or _SLEEP_NS later, or for no reason."""
+
+
+def wake(words: I64Array, i: int) -> None:
+    """Wake all threads that sleep at words[i]."""
 
 
 @operation(atomic_add, types.int64, types.Array, types.Integer, types.Integer)
@@ -65,12 +100,47 @@ def _atomic_store(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-@operation(yield_cpu, types.none)
-def _yield_cpu(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    function_type = ir.FunctionType(ir.IntType(32), [])
-    name = "sched_yield"  # libc
-    function = builder.module.globals.get(name) or ir.Function(builder.module, function_type, name)
-    builder.call(function, [])
+def _call_libc(builder: Any, name: str, *args: Any) -> None:
+    """Call a function of libc that takes any arguments and whose result does not matter."""
+    ftype = ir.FunctionType(ir.IntType(64), [args[0].type] if args else [], var_arg=bool(args))
+    function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
+    builder.call(function, args)
+
+
+def _futex(builder: Any, address: Any, what: int, value: Any, limit: Any) -> None:
+    """Call futex, or yield the CPU on a machine whose number of that call we do not know."""
+    if _FUTEX_CALL < 0:
+        _call_libc(builder, "sched_yield")
+        return
+    i64 = ir.IntType(64)
+    _call_libc(builder, "syscall", i64(_FUTEX_CALL), address, i64(what), value, limit)
+
+
+@operation(relax, types.none)
+def _relax(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    if has("x86"):
+        emit.call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+    elif has("arm64"):
+        emit.call(builder, "llvm.aarch64.hint", ir.VoidType(), ir.IntType(32)(1))  # yield
+    return context.get_dummy_value()
+
+
+@operation(sleep_while, types.none, types.Array, types.Integer, types.Integer)
+def _sleep_while(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    address = element_address(context, builder, sig.args[0], args[0], args[1], 8)
+    i64 = ir.IntType(64)
+    limit = cgutils.alloca_once(builder, ir.ArrayType(i64, 2))
+    builder.store(ir.Constant(limit.type.pointee, [0, _SLEEP_NS]), limit)
+    # A futex looks at 32 bits: the low ones, first in memory.
+    _futex(builder, address, _FUTEX_WAIT, builder.and_(args[2], i64(0xFFFFFFFF)), limit)
+    return context.get_dummy_value()
+
+
+@operation(wake, types.none, types.Array, types.Integer)
+def _wake(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    address = element_address(context, builder, sig.args[0], args[0], args[1], 8)
+    i64 = ir.IntType(64)
+    _futex(builder, address, _FUTEX_WAKE, i64((1 << 31) - 1), ir.Constant(i64.as_pointer(), None))
     return context.get_dummy_value()
 
 
@@ -82,10 +152,42 @@ def wait(sync: I64Array, n_threads: int) -> None:
     generation = atomic_load(sync, GENERATION)
     if atomic_add(sync, ARRIVED, 1) == n_threads - 1:
         atomic_store(sync, ARRIVED, 0)
-        atomic_store(sync, GENERATION, generation + 1)
+        if atomic_load(sync, LATENESS) > 0:
+            atomic_add(sync, LATENESS, -1)
+        change(sync, GENERATION, 1)
         return
-    spins = 0
-    while atomic_load(sync, GENERATION) == generation and atomic_load(sync, ABORT) == 0:
-        spins += 1
-        if spins > _SPINS:
-            yield_cpu()
+    wait_while(sync, GENERATION, generation, True)
+
+
+@inner
+def change(sync: I64Array, i: int, by: int) -> None:
+    """Add to sync[i] as one step, note the time in sync[i + 1], and wake whoever sleeps there."""
+    sync[i + 1] = now_ns()
+    atomic_add(sync, i, by)
+    # A thread that goes to sleep counts itself before it looks at the word for the last time.
+    if atomic_load(sync, ASLEEP) > 0:
+        wake(sync, i)
+
+
+@inner
+def watch(sync: I64Array, i: int, value: int, looks: int) -> bool:
+    """Look a while whether sync[i] becomes something else than value, or the run is aborted."""
+    for _ in range(looks):
+        if atomic_load(sync, i) != value or atomic_load(sync, ABORT) != 0:
+            return True
+        relax()
+    return False
+
+
+@inner
+def wait_while(sync: I64Array, i: int, value: int, heeds_abort: bool) -> None:
+    """Return once sync[i] is something else than value, or, if that is heeded, at an abort."""
+    looks = PATIENTLY if atomic_load(sync, LATENESS) > _TWO_LATE else BRIEFLY
+    if watch(sync, i, value, looks) and (heeds_abort or atomic_load(sync, i) != value):
+        return
+    atomic_add(sync, ASLEEP, 1)
+    while atomic_load(sync, i) == value and not (heeds_abort and atomic_load(sync, ABORT) != 0):
+        sleep_while(sync, i, value)
+    atomic_add(sync, ASLEEP, -1)
+    if now_ns() - sync[i + 1] > _LATE_NS and atomic_load(sync, LATENESS) < _MOST_LATE:
+        atomic_add(sync, LATENESS, _LATE)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from kernels.errors import InputError
 from kernels.layout import ALIGN_BYTES, VOCAB_ROWS_PER_ATOM, Geometry
-from kernels.paging import PAGE_TOKENS, n_pages_for, page_elements
+from kernels.paging import PAGE_DTYPES, PAGE_TOKENS, n_pages_for, page_elements
 from kernels.tables import MemberAtoms
 
 __all__ = ["check_atoms", "check_kv", "check_limits", "check_rope", "check_store", "row_error"]
@@ -127,16 +127,22 @@ def check_kv(
     geometry: Geometry, atoms: MemberAtoms, pages: AnyArray, page_table: AnyArray, n_tokens: int
 ) -> None:
     """Raise InputError unless pool and page table fit the member and a context of n_tokens."""
-    n_elements = page_elements(geometry.head_dim)
-    if pages.dtype not in (np.uint16, np.float32) or pages.ndim != 2 or not pages.flags.carray:
+    is_known = pages.dtype in PAGE_DTYPES.values()
+    if not is_known or pages.ndim != 2 or not pages.flags.carray:
         raise InputError(
             "the KV pool must be a writable, contiguous (n_pages, elements) array of uint16"
-            f" (float16 bits) or float32, got {pages.dtype} of shape {pages.shape}"
+            f" (float16 bits), float32 or int8, got {pages.dtype} of shape {pages.shape}"
         )
+    n_elements = page_elements(geometry.head_dim, pages.dtype)
     if pages.shape[1] != n_elements:
         raise InputError(
-            f"a KV page of head_dim {geometry.head_dim} has {n_elements} elements,"
-            f" the pool has {pages.shape[1]}"
+            f"a KV page of head_dim {geometry.head_dim} has {n_elements} elements of"
+            f" {pages.dtype}, the pool has {pages.shape[1]}"
+        )
+    if pages.ctypes.data % 4:
+        raise InputError(
+            f"the KV pool starts at address {pages.ctypes.data:#x}, not a multiple of 4 bytes,"
+            " which the scales of int8 pages need; allocate it aligned"
         )
     if page_table.dtype != np.int32 or page_table.ndim != 3 or not page_table.flags.carray:
         raise InputError(

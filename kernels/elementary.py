@@ -1,4 +1,4 @@
-"""exp and SiLU in plain arithmetic: the same bits on every CPU, and LLVM vectorises loops of it.
+"""exp in plain arithmetic: the same bits on every CPU, and LLVM vectorises loops of it.
 
     n = rint(x / ln 2),  r = x - n ln 2 (in two exact steps),  exp(x) = 2^n * P(r)
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from kernels.half import float_of
-from kernels.jit import inner, merged
+from kernels.jit import inner
 
-__all__ = ["exp_f32", "exp_f64", "silu"]
+__all__ = ["exp_f32", "exp_f64"]
 
 F32 = np.float32
 F64 = np.float64
@@ -63,9 +63,3 @@ def exp_f64(x: Any) -> Any:
     p = p * r + 1.0
     power = np.int64((np.int64(n) + 1023) << 52).view(np.float64)
     return (p * power if x >= -700.0 else 0.0) if x == x else x
-
-
-@merged
-def silu(x: Any) -> Any:
-    """Return x / (1 + exp(-x)) of a float32."""
-    return F32(x / F32(F32(1.0) + exp_f32(F32(-x))))

@@ -81,7 +81,15 @@ class FaultyAgentError(RemoteError):
 
 
 class AgentLostError(RemoteError):
-    """An agent died, froze or was cut off."""
+    """An agent died, froze or was cut off.
+
+    Attributes:
+        agent: its name, "" = the text says all.
+    """
+
+    def __init__(self, text: str, agent: str = "") -> None:
+        super().__init__(text)
+        self.agent = agent
 
 
 class LateAgentsError(AgentLostError):

@@ -94,17 +94,23 @@ def _plain_of(values: Any, x: Any) -> Any:
 
 
 def from_stored(values: Any, i: int) -> Any:
-    """Return element i of an array of float32 values or float16 bits (uint16) as a float32."""
-    return from_half(values[i]) if values.dtype == np.uint16 else values[i]
+    """Return element i of an array of float32, float16 bits (uint16) or int8 as a float32."""
+    return from_half(values[i]) if values.dtype == np.uint16 else np.float32(values[i])
 
 
 @overload(from_stored)
 def _from_stored_dtype(values: Any, i: int) -> Any:
+    if values.dtype == types.int8:
+        return _from_byte_at
     return _from_half_at if values.dtype == types.uint16 else _plain_at
 
 
 def _from_half_at(values: Any, i: int) -> Any:
     return from_half(values[i])
+
+
+def _from_byte_at(values: Any, i: int) -> Any:
+    return np.float32(values[i])
 
 
 def _plain_at(values: Any, i: int) -> Any:

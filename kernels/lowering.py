@@ -21,10 +21,11 @@ __all__ = [
     "I32X8",
     "N_LANES",
     "F32x8Type",
-    "I32x8Type",
+    "LoweredModel",
+    "LoweredType",
+    "cgutils",
     "element_address",
     "f32x8",
-    "i32x8",
     "make_array",
     "operation",
 ]
@@ -46,12 +47,15 @@ class F32x8Type(types.Type):
     """8 float32 lanes."""
 
 
-class I32x8Type(types.Type):
-    """8 int32 lanes."""
+class LoweredType(types.Type):
+    """A type that says itself what LLVM type its values have."""
+
+    def __init__(self, name: str, llvm_type: Any) -> None:
+        self.llvm_type = llvm_type
+        super().__init__(name)
 
 
 f32x8 = F32x8Type("f32x8")
-i32x8 = I32x8Type("i32x8")
 
 
 @register_model(F32x8Type)
@@ -60,10 +64,11 @@ class _F32x8Model(PrimitiveModel):  # type: ignore[misc]
         super().__init__(dmm, fe_type, F32X8)
 
 
-@register_model(I32x8Type)
-class _I32x8Model(PrimitiveModel):  # type: ignore[misc]
+class LoweredModel(PrimitiveModel):  # type: ignore[misc]
+    """The data model of every LoweredType."""
+
     def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, I32X8)
+        super().__init__(dmm, fe_type, fe_type.llvm_type)
 
 
 # Arguments: context, builder, signature, values.
@@ -77,16 +82,19 @@ def operation(
 
     Args:
         function: what kernels call; its own body is what runs with JIT off.
-        result: numba type of its result.
+        result: numba type of its result, or a function that returns it for the argument types, or
+            None if they do not fit; it sees literal types.
         parameters: numba type class of each argument.
     """
 
     def generic(self: Any, args: Any, kws: Any) -> Any:
         fits = len(args) == len(parameters) and all(map(isinstance, args, parameters))
-        return templates.signature(result, *args) if fits else None
+        found = result(*args) if fits and not isinstance(result, types.Type) else result
+        return templates.signature(found, *args) if fits and found is not None else None
 
     name = f"{function.__name__}_template"
-    template = type(name, (templates.AbstractTemplate,), {"generic": generic})
+    fields = {"generic": generic, "prefer_literal": not isinstance(result, types.Type)}
+    template = type(name, (templates.AbstractTemplate,), fields)
     templates.infer_global(function)(template)
     register: Callable[[Lowering], Lowering] = lower_builtin(function, *parameters)
     return register

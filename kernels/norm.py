@@ -9,7 +9,7 @@ elements: one order for every caller.
 import numpy as np
 
 from kernels.jit import inner
-from kernels.simd import add, load, scale, sum8, zero
+from kernels.simd import add, load, scale, store, sum8, times, zero
 from kernels.spans import Span
 
 __all__ = ["rms_norm"]
@@ -36,6 +36,9 @@ def rms_norm(x: Span, gain: Span, n: int, eps: float, y: Span) -> None:
         total = np.float32(total + np.float32(one * one))
     mean = np.float32(total / np.float32(n))
     factor = np.float32(np.float32(1.0) / np.sqrt(np.float32(mean + np.float32(eps))))
-    for i in range(n):
+    for i in range(0, n - 7, 8):
+        scaled_lanes = times(load(x.values, x.first + i), factor)
+        store(y.values, y.first + i, scale(scaled_lanes, load(gain.values, gain.first + i)))
+    for i in range(n - n % 8, n):
         scaled = np.float32(x.values[x.first + i] * factor)
         y.values[y.first + i] = np.float32(scaled * gain.values[gain.first + i])

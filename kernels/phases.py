@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from kernels import tables as at
 from kernels.attention import Context, KvPages, append_kv, attend
+from kernels.balance import Team, meet, share_of
 from kernels.barrier import wait
+from kernels.formats import ATTENTION, BLOCK_FLOATS, LOGITS, MLP, MOST_HEADS, RESIDUAL
 from kernels.jit import inner, kernel, merged
 from kernels.layout import COLUMNS_PER_ATOM, TILE_K, TILE_ROWS, VOCAB_ROWS_PER_ATOM
 from kernels.matvec import matvec
@@ -25,17 +27,15 @@ from kernels.mlp import gate_up
 from kernels.native import floats_at
 from kernels.norm import rms_norm
 from kernels.paging import PAGE_TOKENS
-from kernels.quantise import BLOCK_FLOATS, quantise, quantises
+from kernels.quantise import quantise, quantises
 from kernels.rope import rotate
+from kernels.simd import add, load, store, zero
 from kernels.spans import F32Array, Matrix, Rows, Span, row_of, share
 from kernels.team import SEEN, begin_job, end_job, finish_job, is_dismissed, next_job, read_job
 
-__all__ = ["ATTENTION", "LOGITS", "MLP", "RESIDUAL", "run_stage"]
+__all__ = ["run_stage"]
 
 I64Array = npt.NDArray[np.int64]
-
-# What one call does; the sum of several.
-ATTENTION, MLP, RESIDUAL, LOGITS = 1, 2, 4, 8
 
 
 class Member(NamedTuple):
@@ -54,14 +54,6 @@ class Member(NamedTuple):
     kv: KvPages
     table: I64Array
     scratch: F32Array
-
-
-class Team(NamedTuple):
-    """The threads that run one call together."""
-
-    tid: int
-    n_threads: int
-    sync: I64Array
 
 
 @kernel
@@ -104,7 +96,9 @@ def run_stage(
             seen += 1
             if is_dismissed(sync):
                 return
-        member = Member(w, floats, KvPages(pages.reshape(-1), page_table), table, scratch)
+        values = pages.reshape(-1)
+        kv = KvPages(values, values.view(np.float32), pages.shape[1], page_table)
+        member = Member(w, floats, kv, table, scratch)
         _run_phases(Team(tid, n_threads, sync), member)
         if tid == 0:
             end_job(sync, n_threads)
@@ -137,9 +131,14 @@ def _run_phases(team: Team, m: Member) -> None:
 @merged
 def _add_rows(team: Team, n: int, x: Rows, partial: Rows) -> None:
     """Add the partial sum to the residual, element by element."""
-    start, stop = share(n, team.tid, team.n_threads)
-    for i in range(start, stop):
-        x.values[i] = np.float32(x.values[i] + partial.values[partial.first + i])
+    start, stop = share((n + 7) // 8, team.tid, team.n_threads)
+    for i in range(8 * start, 8 * stop, 8):
+        if i + 8 <= n:
+            both = add(load(x.values, i), load(partial.values, partial.first + i))
+            store(x.values, i, both)
+        else:
+            for j in range(i, n):
+                x.values[j] = np.float32(x.values[j] + partial.values[partial.first + j])
     wait(team.sync, team.n_threads)
 
 
@@ -160,8 +159,7 @@ def _norm_rows(team: Team, m: Member, n_rows: int, x: Rows, gain: int) -> Rows:
 def _quantise_rows(
     team: Team, m: Member, n_rows: int, n_pieces: int, n_blocks: int, x: Rows, q: Rows
 ) -> None:
-    """Quantise n_pieces pieces of n_blocks blocks of every row, once all threads are here."""
-    wait(team.sync, team.n_threads)
+    """Quantise n_pieces pieces of n_blocks blocks of every row."""
     for task in range(team.tid, n_rows * n_pieces, team.n_threads):
         row, piece = task // n_pieces, task % n_pieces
         source = row_of(x, row, piece * n_blocks * TILE_K)
@@ -173,8 +171,16 @@ def _preset(rows: Rows, n_rows: int, start: int, stop: int, m: Member, bias: int
     """Set elements start .. stop - 1 of each row to the bias at m.floats[bias], 0 if bias < 0."""
     for row in range(n_rows):
         first = rows.first + row * rows.stride
-        for i in range(start, stop):
+        for i in range(start, stop - 7, 8):
+            store(rows.values, first + i, load(m.floats, bias + i) if bias >= 0 else zero())
+        for i in range(stop - (stop - start) % 8, stop):
             rows.values[first + i] = m.floats[bias + i] if bias >= 0 else np.float32(0.0)
+
+
+@merged
+def _kept(team: Team, m: Member) -> Span:
+    """Return this thread's scratch for `matvec`."""
+    return Span(m.scratch, m.table[at.KEPT] + team.tid * m.table[at.KEPT_STRIDE])
 
 
 @merged
@@ -188,17 +194,18 @@ def _attention(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Row
         h = _norm_rows(team, m, n_rows, x, t[t[at.NORMS] + layer])
         wait(team.sync, team.n_threads)
         _project_qkv(team, m, first, n_groups, n_rows, h, qkv)
-        wait(team.sync, team.n_threads)
+        meet(team)
         _place_in_context(team, m, layer, first, n_groups, n_rows, qkv)
         wait(team.sync, team.n_threads)
         _attend_all(team, m, first, n_groups, n_rows, qkv)
+        wait(team.sync, team.n_threads)
         if quantises(m.w):
             mixed = Rows(m.scratch, t[at.MIXED], t[at.MIXED_STRIDE])
             mixed_q = Rows(m.scratch, t[at.MIXED_Q], t[at.MIXED_Q_STRIDE])
             _quantise_rows(team, m, n_rows, n_groups, t[at.O_K_TILES], mixed, mixed_q)
-        wait(team.sync, team.n_threads)
+            wait(team.sync, team.n_threads)
     _project_out(team, m, first, n_groups, n_rows, out)
-    wait(team.sync, team.n_threads)
+    meet(team)
 
 
 @merged
@@ -209,7 +216,7 @@ def _project_qkv(
     t = m.table
     n_out = t[at.QKV_ROWS]
     n_tiles = (n_out + TILE_ROWS - 1) // TILE_ROWS
-    start, stop = share(n_groups * n_tiles, team.tid, team.n_threads)
+    start, stop = share_of(team, n_groups * n_tiles)
     for g in range(n_groups):
         tile, end_tile = max(start - g * n_tiles, 0), min(stop - g * n_tiles, n_tiles)
         if tile < end_tile:
@@ -217,8 +224,9 @@ def _project_qkv(
             bias = t[t[at.BIASES] + first + g] if t[at.QKV_BIAS] else -1
             _preset(target, n_rows, tile * TILE_ROWS, min(end_tile * TILE_ROWS, n_out), m, bias)
             w = t[t[at.GROUPS] + first + g]
-            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out)
-            matvec(matrix, tile, end_tile, h, target, n_rows)
+            following = t[t[at.GROUPS] + first + g + 1] if g + 1 < n_groups else -1
+            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following)
+            matvec(matrix, tile, end_tile, h, target, n_rows, _kept(team, m))
 
 
 @merged
@@ -252,14 +260,23 @@ def _attend_all(team: Team, m: Member, first: int, n_groups: int, n_rows: int, q
     d, n_q = t[at.HEAD_DIM], t[at.HEADS_PER_GROUP]
     mixed = Rows(m.scratch, t[at.MIXED], t[at.MIXED_STRIDE])
     padded = t[at.O_K_TILES] * TILE_K
-    scores = Span(m.scratch, t[at.SCORES] + team.tid * t[at.SCORES_STRIDE])
-    n_heads = n_groups * n_q
-    for task in range(team.tid, n_rows * n_heads, team.n_threads):
-        row, g, head = task // n_heads, task % n_heads // n_q, task % n_q
+    stride = t[at.SCORES_STRIDE]
+    scores = Rows(m.scratch, t[at.SCORES] + team.tid * MOST_HEADS * stride, stride)
+    n_parts = (n_q + MOST_HEADS - 1) // MOST_HEADS
+    # Neighbours, so that threads seldom read the same group; of its heads all rows one after the
+    # other, so that no thread has long contexts only.
+    first_task, stop_task = share_of(team, n_groups * n_parts * n_rows)
+    for task in range(first_task, stop_task):
+        row, part = task % n_rows, task // n_rows
+        g, head = part // n_parts, part % n_parts * MOST_HEADS
         n = t[t[at.POSITIONS] + row] + 1
         context = Context(t[t[at.SLOTS] + row], first + g, n)
         q = row_of(qkv, row, g * t[at.QKV_ROWS] + head * d)
-        attend(m.kv, context, d, q, scores, row_of(mixed, row, g * padded + head * d))
+        to = row_of(mixed, row, g * padded + head * d)
+        attend(
+            m.kv, context, d, Rows(q.values, q.first, d), min(MOST_HEADS, n_q - head), scores,
+            Rows(to.values, to.first, d),
+        )  # fmt: skip
 
 
 @merged
@@ -267,7 +284,8 @@ def _project_out(team: Team, m: Member, first: int, n_groups: int, n_rows: int, 
     """Write the sum over groups of W_o times the group's attention output."""
     t = m.table
     hidden, n_blocks = t[at.HIDDEN], t[at.O_K_TILES]
-    start, stop = share((hidden + TILE_ROWS - 1) // TILE_ROWS, team.tid, team.n_threads)
+    size = t[at.O_K_TILES] * t[at.TILE_SIZE]
+    start, stop = share_of(team, (hidden + TILE_ROWS - 1) // TILE_ROWS)
     _preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
     for g in range(n_groups):
         w = t[t[at.GROUPS] + first + g] + t[at.O_SKIP]
@@ -276,8 +294,11 @@ def _project_out(team: Team, m: Member, first: int, n_groups: int, n_rows: int, 
             mixed = Rows(m.scratch, t[at.MIXED_Q] + skip, t[at.MIXED_Q_STRIDE])
         else:
             mixed = Rows(m.scratch, t[at.MIXED] + g * n_blocks * TILE_K, t[at.MIXED_STRIDE])
-        matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.O_K_TILES], hidden)
-        matvec(matrix, start, stop, mixed, out, n_rows)
+        following = -1
+        if g + 1 < n_groups:
+            following = t[t[at.GROUPS] + first + g + 1] + t[at.O_SKIP] + start * size
+        matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.O_K_TILES], hidden, following)
+        matvec(matrix, start, stop, mixed, out, n_rows, _kept(team, m))
 
 
 @merged
@@ -291,12 +312,13 @@ def _mlp(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Rows) -> 
         h = _norm_rows(team, m, n_rows, x, t[t[at.NORMS] + layer] + hidden)
         wait(team.sync, team.n_threads)
         _activate(team, m, first, n_atoms, n_rows, h)
+        meet(team)
         if quantises(m.w):
             act = Rows(m.scratch, t[at.ACT], t[at.ACT_STRIDE])
             act_q = Rows(m.scratch, t[at.ACT_Q], t[at.ACT_Q_STRIDE])
             _quantise_rows(team, m, n_rows, n_atoms, 1, act, act_q)
-        wait(team.sync, team.n_threads)
-    start, stop = share((hidden + TILE_ROWS - 1) // TILE_ROWS, team.tid, team.n_threads)
+            wait(team.sync, team.n_threads)
+    start, stop = share_of(team, (hidden + TILE_ROWS - 1) // TILE_ROWS)
     _preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
     for c in range(n_atoms):
         w = t[t[at.COLUMNS] + first + c] + t[at.DOWN_SKIP]
@@ -304,8 +326,13 @@ def _mlp(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Rows) -> 
             act = Rows(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS, t[at.ACT_Q_STRIDE])
         else:
             act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
-        matvec(Matrix(m.w, w, t[at.TILE_SIZE], 1, hidden), start, stop, act, out, n_rows)
-    wait(team.sync, team.n_threads)
+        following = -1
+        if c + 1 < n_atoms:
+            following = t[t[at.COLUMNS] + first + c + 1] + t[at.DOWN_SKIP]
+            following += start * t[at.TILE_SIZE]
+        down = Matrix(m.w, w, t[at.TILE_SIZE], 1, hidden, following)
+        matvec(down, start, stop, act, out, n_rows, _kept(team, m))
+    meet(team)
 
 
 @merged
@@ -314,15 +341,17 @@ def _activate(team: Team, m: Member, first: int, n_atoms: int, n_rows: int, h: R
     t = m.table
     n_pairs = COLUMNS_PER_ATOM // TILE_ROWS
     stride = t[at.GATE_UP_STRIDE]
-    buffer = Rows(m.scratch, t[at.GATE_UP] + team.tid * stride, 2 * TILE_ROWS)
-    start, stop = share(n_atoms * n_pairs, team.tid, team.n_threads)
+    buffer = Rows(m.scratch, t[at.GATE_UP] + team.tid * stride, 2 * COLUMNS_PER_ATOM)
+    start, stop = share_of(team, n_atoms * n_pairs)
     for c in range(start // n_pairs, n_atoms):
         pair, end = max(start - c * n_pairs, 0), min(stop - c * n_pairs, n_pairs)
         if pair < end:
             w = t[t[at.COLUMNS] + first + c]
-            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], 2 * COLUMNS_PER_ATOM)
+            following = t[t[at.COLUMNS] + first + c + 1] if c + 1 < n_atoms else -1
+            n_out = 2 * COLUMNS_PER_ATOM
+            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following)
             act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
-            gate_up(matrix, pair, end, h, act, buffer, n_rows)
+            gate_up(matrix, pair, end, h, act, buffer, n_rows, _kept(team, m))
 
 
 @merged
@@ -332,7 +361,7 @@ def _logits(team: Team, m: Member, n_rows: int, x: Rows, out: Rows) -> None:
     h = _norm_rows(team, m, n_rows, x, t[at.FINAL_NORM])
     wait(team.sync, team.n_threads)
     whole = VOCAB_ROWS_PER_ATOM // TILE_ROWS
-    start, stop = share(t[at.N_VOCAB] * whole, team.tid, team.n_threads)
+    start, stop = share_of(team, t[at.N_VOCAB] * whole)
     skip = 0
     for v in range(t[at.N_VOCAB]):
         n_out = t[t[at.VOCAB_ROWS] + v]
@@ -341,7 +370,7 @@ def _logits(team: Team, m: Member, n_rows: int, x: Rows, out: Rows) -> None:
         if tile < end:
             target = Rows(out.values, out.first + skip, out.stride)
             _preset(target, n_rows, tile * TILE_ROWS, min(end * TILE_ROWS, n_out), m, -1)
-            matrix = Matrix(m.w, t[t[at.VOCAB] + v], t[at.TILE_SIZE], t[at.K_TILES], n_out)
-            matvec(matrix, tile, end, h, target, n_rows)
+            matrix = Matrix(m.w, t[t[at.VOCAB] + v], t[at.TILE_SIZE], t[at.K_TILES], n_out, -1)
+            matvec(matrix, tile, end, h, target, n_rows, _kept(team, m))
         skip += int(n_out)
-    wait(team.sync, team.n_threads)
+    meet(team)

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from kernels.barrier import ABORT
+from kernels.entries import count_up, dismiss
 from kernels.errors import InputError
-from kernels.jit import JIT_DISABLED
-from kernels.team import DONE, JOB, SEEN, count_up, dismiss, new_sync
+from kernels.mode import JIT_DISABLED
+from kernels.sync_words import ABORT, DONE, JOB, LATENESS, NEVER_PATIENT, SEEN, new_sync
 
 __all__ = ["Pool"]
 
@@ -22,6 +22,7 @@ class Pool:
 
     Args:
         n_threads: threads, the caller included.
+        n_cores: cores that they may run on; None: as many as threads.
 
     Attributes:
         sync: the words by which the threads find each other, see `team`.
@@ -30,13 +31,21 @@ class Pool:
         InputError: n_threads below 1, or above 1 with JIT switched off.
     """
 
-    def __init__(self, n_threads: int) -> None:
+    def __init__(self, n_threads: int, n_cores: int | None = None) -> None:
         if n_threads < 1:
             raise InputError(f"a pool needs at least 1 thread, got {n_threads}; raise --threads")
         if n_threads > 1 and JIT_DISABLED:
             raise InputError("NUMBA_DISABLE_JIT allows only one thread; use --threads 1")
         self.n_threads = n_threads
         self.sync = new_sync(n_threads)
+        if n_threads > 1:
+            # Compiled now: where they are needed nothing may fail any more.
+            count_up(self.sync, DONE)
+            dismiss(self.sync, 1)
+            self.sync[DONE] = 0
+        if n_cores is not None and n_threads > n_cores:
+            # They take turns on the cores: whoever watches keeps another one from its work.
+            self.sync[LATENESS] = NEVER_PATIENT
         self._job: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
         self._attached: tuple[Any, ...] | None = None
         self._failure: BaseException | None = None
@@ -154,5 +163,6 @@ class Pool:
                 self.sync[ABORT] = 1
                 # Thread 0 may be waiting for this one's share of a job.
                 count_up(self.sync, DONE)
+            finally:
+                self._back.release()
             del function, args
-            self._back.release()

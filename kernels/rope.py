@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.jit import inner
+from kernels.simd import add, less, load, scale, store
 from kernels.spans import Span
 
 __all__ = ["rotate", "rotation_row"]
@@ -35,10 +36,14 @@ def rotation_row(inv_freq: F64Array, position: int, factor: float, turn: Span) -
 def rotate(x: Span, head_dim: int, turn: Span) -> None:
     """Rotate the head x (d,) in place by a turn that `rotation_row` wrote."""
     half = head_dim // 2
-    for i in range(half):
-        cos = turn.values[turn.first + i]
-        sin = turn.values[turn.first + half + i]
-        a = x.values[x.first + i]
-        b = x.values[x.first + half + i]
-        x.values[x.first + i] = np.float32(np.float32(a * cos) - np.float32(b * sin))
-        x.values[x.first + half + i] = np.float32(np.float32(b * cos) + np.float32(a * sin))
+    v, t = x.values, turn.values
+    for i in range(0, half - 7, 8):
+        at, cos, sin = x.first + i, load(t, turn.first + i), load(t, turn.first + half + i)
+        a, b = load(v, at), load(v, at + half)
+        store(v, at, less(scale(a, cos), scale(b, sin)))
+        store(v, at + half, add(scale(b, cos), scale(a, sin)))
+    for i in range(half - half % 8, half):
+        cos_i, sin_i = t[turn.first + i], t[turn.first + half + i]
+        p, q = v[x.first + i], v[x.first + half + i]
+        v[x.first + i] = np.float32(np.float32(p * cos_i) - np.float32(q * sin_i))
+        v[x.first + half + i] = np.float32(np.float32(q * cos_i) + np.float32(p * sin_i))

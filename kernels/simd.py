@@ -5,7 +5,7 @@ operation is a Python function that says what it means in NumPy (this body runs 
 a few lines of generic LLVM IR for compiled code: no target intrinsics, so every CPU that LLVM
 knows can run it. numba's own loops cannot replace it: its SLP vectoriser is off by default.
 
-Types: F32x8 and I32x8 are `<8 x float>` and `<8 x i32>` in compiled code, (8,) arrays else.
+F32x8 is `<8 x float>` in compiled code, a (8,) array else.
 Loads and stores take an array and the index of its first element and need no alignment; under
 NUMBA_BOUNDSCHECK=1 both ends are checked, else callers guarantee them. Indices are never negative.
 """
@@ -17,43 +17,35 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 
+from kernels import emit
 from kernels.lowering import (
     F32X8,
-    I16X8,
-    I32X8,
     N_LANES,
     F32x8Type,
-    I32x8Type,
     element_address,
     f32x8,
-    i32x8,
-    make_array,
     operation,
 )
-from kernels.target import has
 
 __all__ = [
     "F32x8",
-    "I32x8",
     "add",
-    "add_to",
     "largest",
+    "less",
     "load",
     "load_f16",
-    "load_words",
     "madd",
     "max8",
-    "prefetch",
+    "quotient",
+    "same",
     "scale",
-    "signed_byte",
-    "signed_nibble",
     "store",
     "sum8",
+    "times",
     "zero",
 ]
 
 F32x8 = npt.NDArray[np.float32]
-I32x8 = npt.NDArray[np.int32]
 AnyArray = npt.NDArray[Any]
 
 
@@ -79,20 +71,9 @@ def load_f16(array: AnyArray, i: int) -> F32x8:
     return value
 
 
-def load_words(array: AnyArray, i: int) -> I32x8:
-    """Return the 32 bytes that start at element i of an integer array, as int32."""
-    return array[i : _end(array, i, 32 // array.itemsize)].view(np.int32).copy()
-
-
 def store(array: AnyArray, i: int, value: F32x8) -> None:
     """Write array[i : i + 8] of a float32 array."""
     array[i : _end(array, i, N_LANES)] = value
-
-
-def add_to(array: AnyArray, i: int, value: F32x8, n: int) -> None:
-    """Add the first min(n, 8) lanes to array[i : i + n] of a float32 array in place."""
-    n = min(n, N_LANES)
-    array[i : _end(array, i, n)] += value[:n]
 
 
 def add(a: F32x8, b: F32x8) -> F32x8:
@@ -104,6 +85,26 @@ def largest(a: F32x8, b: F32x8) -> F32x8:
     """Return the larger of a and b, lane by lane; b where they do not compare (NaN)."""
     value: F32x8 = np.where(a > b, a, b)
     return value
+
+
+def less(a: F32x8, b: F32x8) -> F32x8:
+    """Return a - b, lane by lane."""
+    return a - b
+
+
+def quotient(a: F32x8, b: F32x8) -> F32x8:
+    """Return a / b, lane by lane."""
+    return a / b
+
+
+def same(x: np.float32) -> F32x8:
+    """Return 8 lanes that hold x."""
+    return np.full(N_LANES, x, np.float32)
+
+
+def times(value: F32x8, x: np.float32) -> F32x8:
+    """Return value * x, lane by lane."""
+    return value * x
 
 
 def max8(value: F32x8) -> np.float32:
@@ -133,22 +134,6 @@ def scale(w: F32x8, factor: F32x8) -> F32x8:
     return w * factor
 
 
-def signed_byte(words: I32x8, j: int) -> F32x8:
-    """Return byte j (0 = lowest) of each word as a signed number."""
-    value: F32x8 = ((words << (24 - 8 * j)) >> 24).astype(np.float32)
-    return value
-
-
-def signed_nibble(words: I32x8, j: int) -> F32x8:
-    """Return nibble j (0 = lowest) of each word less 8."""
-    value: F32x8 = (((words >> (4 * j)) & 15) - 8).astype(np.float32)
-    return value
-
-
-def prefetch(array: AnyArray, i: int) -> None:
-    """Have the cache line of element i fetched, which may lie outside the array: no access."""
-
-
 def _end(array: AnyArray, i: int, n: int) -> int:
     """Return i + n after checking that the array has these elements."""
     if i < 0 or i + n > array.size:
@@ -159,28 +144,10 @@ def _end(array: AnyArray, i: int, n: int) -> int:
 # How compiled code does it.
 
 
-def _vector_address(
-    context: Any, builder: Any, sig: Any, args: Any, vector: ir.VectorType, n_bytes: int = 32
-) -> Any:
-    """Return the address of element args[1] of array args[0] as a pointer to a vector."""
-    address = element_address(context, builder, sig.args[0], args[0], args[1], n_bytes)
-    return builder.bitcast(address, vector.as_pointer())
-
-
-def _ints(value: int) -> ir.Constant:
-    return ir.Constant(I32X8, [value] * N_LANES)
-
-
-def _splat(builder: Any, value: Any, vector: ir.VectorType) -> Any:
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
-    return builder.shuffle_vector(first, first, _ints(0))
-
-
-def _shift_amount(builder: Any, value: Any, factor: int, offset: int) -> Any:
-    """Return offset + factor * value in every int32 lane."""
-    narrow = builder.trunc(value, ir.IntType(32))
-    scaled = builder.add(builder.mul(narrow, narrow.type(factor)), narrow.type(offset))
-    return _splat(builder, scaled, I32X8)
+def _vector_address(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """Return the address of element args[1] of array args[0] as a pointer to 8 float32."""
+    address = element_address(context, builder, sig.args[0], args[0], args[1], 32)
+    return builder.bitcast(address, F32X8.as_pointer())
 
 
 @operation(zero, f32x8)
@@ -192,73 +159,21 @@ def _zero(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 def _load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     if sig.args[0].dtype == types.uint16:
         return _load_f16(context, builder, sig, args)
-    address = _vector_address(context, builder, sig, args, F32X8)
-    return builder.load(address, align=1)
-
-
-@operation(load_words, i32x8, types.Array, types.Integer)
-def _load_words(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    address = _vector_address(context, builder, sig, args, I32X8)
+    address = _vector_address(context, builder, sig, args)
     return builder.load(address, align=1)
 
 
 @operation(load_f16, f32x8, types.Array, types.Integer)
 def _load_f16(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    address = _vector_address(context, builder, sig, args, I16X8, 16)
-    if has("x86", "f16c") or has("arm64"):
-        halves = builder.bitcast(address, ir.VectorType(ir.HalfType(), N_LANES).as_pointer())
-        return builder.fpext(builder.load(halves, align=1), F32X8)
-    # In integers, since not every CPU converts half precision. With m the exponent and mantissa
-    # in float32's place: normal numbers and NaN only need another exponent, subnormal ones are
-    # normalised by an exact subtraction.
-    bits = builder.zext(builder.load(address, align=1), I32X8)
-    m = builder.shl(builder.and_(bits, _ints(0x7FFF)), _ints(13))
-    sign = builder.shl(builder.and_(bits, _ints(0x8000)), _ints(16))
-    normal = builder.add(m, _ints(112 << 23))
-    tiny = builder.bitcast(builder.add(m, _ints(113 << 23)), F32X8)
-    tiny = builder.bitcast(builder.fsub(tiny, ir.Constant(F32X8, [2.0**-14] * N_LANES)), I32X8)
-    special = builder.add(m, _ints((224 << 23) - (1 << 32)))
-    is_tiny = builder.icmp_signed("<", m, _ints(1 << 23))
-    is_special = builder.icmp_signed(">=", m, _ints(0x7C00 << 13))
-    magnitude = builder.select(is_special, special, builder.select(is_tiny, tiny, normal))
-    return builder.bitcast(builder.or_(magnitude, sign), F32X8)
+    array, i = args
+    address = element_address(context, builder, sig.args[0], array, i, 16)
+    return emit.from_halves(builder, address)
 
 
 @operation(store, types.none, types.Array, types.Integer, F32x8Type)
 def _store(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    address = _vector_address(context, builder, sig, args, F32X8)
+    address = _vector_address(context, builder, sig, args)
     builder.store(args[2], address, align=1)
-    return context.get_dummy_value()
-
-
-@operation(add_to, types.none, types.Array, types.Integer, F32x8Type, types.Integer)
-def _add_to(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    array, i, value, n = args
-    with builder.if_else(builder.icmp_signed(">=", n, n.type(N_LANES))) as (whole, part):
-        with whole:
-            address = _vector_address(context, builder, sig, args, F32X8)
-            total = builder.fadd(builder.load(address, align=1), value)
-            builder.store(total, address, align=1)
-        with part:
-            for lane in range(N_LANES):
-                with builder.if_then(builder.icmp_signed("<", n.type(lane), n)):
-                    at = builder.add(i, i.type(lane))
-                    slot = element_address(context, builder, sig.args[0], array, at, 4)
-                    addend = builder.extract_element(value, ir.IntType(32)(lane))
-                    builder.store(builder.fadd(builder.load(slot), addend), slot)
-    return context.get_dummy_value()
-
-
-@operation(prefetch, types.none, types.Array, types.Integer)
-def _prefetch(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    struct = make_array(sig.args[0])(context, builder, args[0])
-    pointer = builder.bitcast(builder.gep(struct.data, [args[1]]), ir.IntType(8).as_pointer())
-    i32 = ir.IntType(32)
-    name = "llvm.prefetch.p0"
-    ftype = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
-    function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
-    # To be read, into all levels (only the last one is far slower, measured), data.
-    builder.call(function, [pointer, i32(0), i32(3), i32(1)])
     return context.get_dummy_value()
 
 
@@ -292,7 +207,7 @@ def _sum8(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 @operation(madd, f32x8, F32x8Type, F32x8Type, types.Array, types.Integer)
 def _madd(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     address = element_address(context, builder, sig.args[2], args[2], args[3], 4)
-    x = _splat(builder, builder.load(address), F32X8)
+    x = emit.splat(builder, builder.load(address))
     return builder.fadd(args[0], builder.fmul(args[1], x))
 
 
@@ -301,13 +216,21 @@ def _scale(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return builder.fmul(args[0], args[1])
 
 
-@operation(signed_byte, f32x8, I32x8Type, types.Integer)
-def _signed_byte(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    top = builder.shl(args[0], _shift_amount(builder, args[1], -8, 24))
-    return builder.sitofp(builder.ashr(top, _ints(24)), F32X8)
+@operation(less, f32x8, F32x8Type, F32x8Type)
+def _less(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.fsub(args[0], args[1])
 
 
-@operation(signed_nibble, f32x8, I32x8Type, types.Integer)
-def _signed_nibble(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    low = builder.lshr(args[0], _shift_amount(builder, args[1], 4, 0))
-    return builder.sitofp(builder.sub(builder.and_(low, _ints(15)), _ints(8)), F32X8)
+@operation(quotient, f32x8, F32x8Type, F32x8Type)
+def _quotient(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.fdiv(args[0], args[1])
+
+
+@operation(same, f32x8, types.Float)
+def _same(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return emit.splat(builder, args[0])
+
+
+@operation(times, f32x8, F32x8Type, types.Float)
+def _times(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return builder.fmul(args[0], emit.splat(builder, args[1]))

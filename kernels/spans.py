@@ -36,6 +36,8 @@ class Matrix(NamedTuple):
         tile_size: elements of one tile.
         k_tiles: tiles per row tile.
         n_out: real rows; the last row tile may hold fewer than 8.
+        following: element that the thread reads next after its part of the matrix, for prefetch;
+            negative: what lies behind it.
     """
 
     w: npt.NDArray[Any]
@@ -43,6 +45,7 @@ class Matrix(NamedTuple):
     tile_size: int
     k_tiles: int
     n_out: int
+    following: int
 
 
 @merged

@@ -17,13 +17,11 @@ from kernels.checks import (
     check_store,
     row_error,
 )
+from kernels.entries import prepare_rows, run_stage
 from kernels.errors import InputError
+from kernels.formats import ATTENTION, LOGITS, MLP, RESIDUAL, weight_dtype
 from kernels.layout import Geometry
-from kernels.matvec import weight_dtype
-from kernels.native import entry_address
-from kernels.phases import ATTENTION, LOGITS, MLP, RESIDUAL, run_stage
 from kernels.pool import Pool
-from kernels.row_table import prepare_rows
 from kernels.tables import MemberAtoms, build_tables
 
 __all__ = ["MemberAtoms", "PhaseCall", "StageKernels"]
@@ -51,7 +49,8 @@ class StageKernels:
         rope_scale: attention factor of scaled RoPE variants, 1.0 for the others.
         store: (n,) uint8, C-contiguous, starts at a multiple of 64 bytes; memory or mapped file.
         atoms: which blobs lie where in the store.
-        pages: (n_pages, page_elements(d)) uint16 (float16 bits) or float32, written.
+        pages: (n_pages, page_elements) uint16 (float16 bits), float32 or int8, at a multiple of 4
+            bytes, written.
         page_table: (n_slots, n_local_groups, max_pages) int32 page numbers, -1 where none. Local
             groups count the member's (layer, group) pairs in the order of atoms.head_groups.
             The caller may change its content between calls.
@@ -110,7 +109,12 @@ class StageKernels:
         self._arrays = (weights, floats, pages, page_table, table, scratch)
         # What workers are attached with: the numbers come with each job.
         self._attachment = (0, 0, 0, 0, 0, 0, 0, *self._arrays)
-        self._rows_arrays = (np.array(inv_freq), float(rope_scale), pages, page_table)
+        leading = (0, pool.n_threads, pool.sync, 0, 0, 0, 0, 0, 0, 0)
+        self._run_stage = run_stage.bind((*leading, *self._arrays), 3, 7)
+        self._prepare_rows = prepare_rows.bind(
+            (self._slots, self._positions, 0, context_tokens, np.array(inv_freq),
+             float(rope_scale), pages.shape[0], page_table, table, scratch), 2, 1,
+        )  # fmt: skip
 
     def begin(self, slots: I32Array, positions: I32Array) -> None:
         """Say which rows the coming calls work on.
@@ -133,13 +137,9 @@ class StageKernels:
         self._checked_x = self._checked_out = None
         self._slots[:n] = slots
         self._positions[:n] = positions
-        inv_freq, factor, pages, page_table = self._rows_arrays
-        bad = prepare_rows(
-            self._slots, self._positions, n, self._context_tokens, inv_freq, factor,
-            pages.shape[0], page_table, self._arrays[4], self._arrays[5],
-        )  # fmt: skip
+        bad = self._prepare_rows(n)
         if bad >= 0:
-            raise row_error(bad, slots, positions, self._context_tokens, page_table)
+            raise row_error(bad, slots, positions, self._context_tokens, self._arrays[3])
         self._n_rows = n
         self._shape = (n, self._hidden)
 
@@ -216,7 +216,7 @@ class StageKernels:
         nothing: tuple[Any, ...] = (*head, 0, 0, 0, *tail)
         run_stage(*nothing)
         self._pool.check()
-        return PhaseCall(entry_address(run_stage, nothing), head, tail)
+        return PhaseCall(run_stage.address(nothing), head, tail)
 
     def _phase(self, what: int, layer: int, x: F32Array, out: F32Array) -> None:
         """Run one phase. Arrays that have just been checked are not checked again."""
@@ -247,10 +247,7 @@ class StageKernels:
         if pool.n_threads > 1:
             self._attach()
         try:
-            run_stage(
-                0, pool.n_threads, self._sync, what, first, stop, self._n_rows, x_address,
-                out_address, columns, *self._arrays,
-            )  # fmt: skip
+            self._run_stage(what, first, stop, self._n_rows, x_address, out_address, columns)
         except BaseException:
             pool.abort()
             raise

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kernels.aligned import aligned_zeros
+from kernels.formats import BLOCK_FLOATS, MOST_HEADS, kept_floats
 from kernels.layout import ALIGN_BYTES, COLUMNS_PER_ATOM, TILE_BYTES, TILE_K, Geometry, round_up
-from kernels.quantise import BLOCK_FLOATS
 
 __all__ = ["MemberAtoms", "build_tables"]
 
@@ -29,11 +30,11 @@ F32Array = npt.NDArray[np.float32]
     SLOTS, POSITIONS,
     # scratch: first element, and elements per row where they are not obvious
     TURNS, NORMED, NORMED_STRIDE, QKV, QKV_STRIDE, MIXED, MIXED_STRIDE, ACT, ACT_STRIDE,
-    GATE_UP, GATE_UP_STRIDE, SCORES, SCORES_STRIDE, PARTIAL,
+    GATE_UP, GATE_UP_STRIDE, KEPT, KEPT_STRIDE, SCORES, SCORES_STRIDE, PARTIAL,
     # quantised rows of NORMED, MIXED and ACT
     NORMED_Q, NORMED_Q_STRIDE, MIXED_Q, MIXED_Q_STRIDE, ACT_Q, ACT_Q_STRIDE,
     N_FIXED,
-) = range(45)  # fmt: skip
+) = range(47)  # fmt: skip
 
 EPS = 0  # element of scratch that holds norm_eps
 
@@ -89,7 +90,7 @@ def build_tables(
     lists = _lists(fixed, atoms, geometry, max_rows, weight_bytes)
     _fill_shapes(fixed, geometry, weight_bytes)
     n_scratch = _fill_scratch(fixed, geometry, atoms, max_rows, context_tokens, n_threads)
-    scratch = np.zeros(n_scratch, np.float32)
+    scratch: F32Array = aligned_zeros(n_scratch, np.float32)  # whole cache lines are read faster
     scratch[EPS] = geometry.norm_eps
     return np.concatenate([fixed, *lists]), scratch
 
@@ -150,8 +151,9 @@ def _fill_scratch(
     fixed[QKV_STRIDE] = n_groups * g.qkv_rows
     fixed[MIXED_STRIDE] = n_groups * round_up(g.o_columns, TILE_K)
     fixed[ACT_STRIDE] = n_columns * COLUMNS_PER_ATOM
-    fixed[GATE_UP_STRIDE] = 16 * max_rows
-    fixed[SCORES_STRIDE] = round_up(context_tokens, 64)
+    fixed[GATE_UP_STRIDE] = 2 * COLUMNS_PER_ATOM * max_rows
+    fixed[KEPT_STRIDE] = kept_floats(max_rows)
+    fixed[SCORES_STRIDE] = round_up(context_tokens, 64) + 8
     for rows, quantised in (
         (NORMED_STRIDE, NORMED_Q_STRIDE), (MIXED_STRIDE, MIXED_Q_STRIDE), (ACT_STRIDE, ACT_Q_STRIDE)
     ):  # fmt: skip
@@ -163,7 +165,8 @@ def _fill_scratch(
         MIXED: max_rows * fixed[MIXED_STRIDE],
         ACT: max_rows * fixed[ACT_STRIDE],
         GATE_UP: n_threads * fixed[GATE_UP_STRIDE],
-        SCORES: n_threads * fixed[SCORES_STRIDE],
+        KEPT: n_threads * fixed[KEPT_STRIDE],
+        SCORES: n_threads * MOST_HEADS * fixed[SCORES_STRIDE],
         PARTIAL: max_rows * g.hidden_size,
         NORMED_Q: max_rows * fixed[NORMED_Q_STRIDE],
         MIXED_Q: max_rows * fixed[MIXED_Q_STRIDE],

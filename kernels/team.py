@@ -5,7 +5,7 @@
 
 A function that follows this protocol is entered by every worker once (`Pool.attach`) and by the
 caller for each job. Workers watch the job counter for some tens of microseconds after a job, then
-park on a semaphore. `sync` holds the words of `barrier`, those below, and two lines a thread.
+park on a semaphore. `sync` is laid out in `sync_words`.
 """
 
 from typing import Any
@@ -15,9 +15,33 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 
-from kernels.barrier import LINE, atomic_add, atomic_load, atomic_store, yield_cpu
+from kernels.balance import rebalance
+from kernels.barrier import (
+    BRIEFLY,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    change,
+    wait_while,
+    watch,
+)
+from kernels.clock import now_ns
 from kernels.jit import inner, kernel
 from kernels.lowering import element_address, operation
+from kernels.sync_words import (
+    DONE,
+    JOB,
+    JOB_WORDS,
+    LEAVE,
+    PARKED,
+    SEEN,
+    SEMAPHORE,
+    STARTED,
+    THREAD_WORDS,
+    THREADS,
+    is_parked,
+    new_sync,
+)
 
 __all__ = [
     "DONE",
@@ -28,6 +52,7 @@ __all__ = [
     "dismiss",
     "end_job",
     "finish_job",
+    "init_semaphores",
     "is_dismissed",
     "is_parked",
     "new_sync",
@@ -38,29 +63,7 @@ __all__ = [
 
 I64Array = npt.NDArray[np.int64]
 
-# After the barrier's three: finished workers, the number of the job, what workers have seen of it
-# when they enter, and what the job is: _LEAVE, or anything else, in the first of its numbers.
-DONE, JOB, SEEN, _WORDS, _THREADS = (i * LINE for i in range(3, 8))
-_LEAVE = -1
 _SEMAPHORE_BYTES = 32  # sem_t of glibc and musl on 64 bits
-_WATCH_SPINS = 20_000  # some tens of microseconds
-_SPINS = 2000
-
-
-def new_sync(n_threads: int) -> I64Array:
-    """Return zeroed words whose lines start at multiples of 64 bytes."""
-    n_words = _THREADS + 2 * n_threads * LINE
-    raw = np.zeros(n_words + LINE, np.int64)
-    skip = -raw.ctypes.data % 64 // 8
-    sync = raw[skip : skip + n_words]
-    if n_threads > 1:
-        _init(sync, n_threads)
-    return sync
-
-
-def is_parked(sync: I64Array, tid: int) -> bool:
-    """Tell whether a worker sleeps."""
-    return bool(sync[_THREADS + 2 * tid * LINE])
 
 
 def _only_compiled() -> int:
@@ -104,9 +107,10 @@ operation(semaphore_wait, types.int64, types.Array, types.Integer)(_call_libc("s
 
 
 @kernel
-def _init(sync: I64Array, n_threads: int) -> None:
+def init_semaphores(sync: I64Array, n_threads: int) -> None:
+    """Make the semaphores of new words."""
     for tid in range(n_threads):
-        semaphore_init(sync, _THREADS + (2 * tid + 1) * LINE)
+        semaphore_init(sync, THREADS + THREAD_WORDS * tid + SEMAPHORE)
 
 
 @inner
@@ -115,33 +119,33 @@ def begin_job(
 ) -> None:
     """Publish a job, seven numbers, and wake the workers that sleep."""
     for i, word in enumerate((what, a, b, c, d, e, f)):
-        sync[_WORDS + i] = word
+        sync[JOB_WORDS + i] = word
+    sync[STARTED] = now_ns()
     atomic_add(sync, JOB, 1)
     for tid in range(1, n_threads):
-        parked = _THREADS + 2 * tid * LINE
+        at = THREADS + THREAD_WORDS * tid
         # A worker that is just about to sleep may get one post too many; see next_job.
-        if atomic_load(sync, parked) != 0:
-            semaphore_post(sync, parked + LINE)
+        if atomic_load(sync, at + PARKED) != 0:
+            semaphore_post(sync, at + SEMAPHORE)
 
 
 @inner
 def next_job(sync: I64Array, tid: int, seen: int) -> None:
     """Return once the number of the job differs from `seen`."""
-    for _ in range(_WATCH_SPINS):
-        if atomic_load(sync, JOB) != seen:
-            return
-    parked = _THREADS + 2 * tid * LINE
-    atomic_store(sync, parked, 1)
+    if watch(sync, JOB, seen, BRIEFLY) and atomic_load(sync, JOB) != seen:
+        return
+    at = THREADS + THREAD_WORDS * tid
+    atomic_store(sync, at + PARKED, 1)
     # Either we see the new job here, or its publisher saw the flag and posts.
     while atomic_load(sync, JOB) == seen:
-        semaphore_wait(sync, parked + LINE)
-    atomic_store(sync, parked, 0)
+        semaphore_wait(sync, at + SEMAPHORE)
+    atomic_store(sync, at + PARKED, 0)
 
 
 @inner
 def read_job(sync: I64Array) -> tuple[int, int, int, int, int, int, int]:
     """Return the numbers of the job."""
-    i = _WORDS
+    i = JOB_WORDS
     return (
         sync[i], sync[i + 1], sync[i + 2], sync[i + 3], sync[i + 4], sync[i + 5], sync[i + 6],
     )  # fmt: skip
@@ -150,13 +154,13 @@ def read_job(sync: I64Array) -> tuple[int, int, int, int, int, int, int]:
 @inner
 def is_dismissed(sync: I64Array) -> bool:
     """Tell whether the job is to leave."""
-    return bool(sync[_WORDS] == _LEAVE)
+    return bool(sync[JOB_WORDS] == LEAVE)
 
 
 @inner
 def finish_job(sync: I64Array) -> None:
     """Say that this worker has done its share."""
-    atomic_add(sync, DONE, 1)
+    change(sync, DONE, 1)
 
 
 @inner
@@ -164,25 +168,26 @@ def end_job(sync: I64Array, n_threads: int) -> None:
     """Wait until all workers have done theirs, and make ready for the next job."""
     wait_count(sync, DONE, n_threads - 1)
     atomic_store(sync, DONE, 0)
+    if n_threads > 1:
+        rebalance(sync, n_threads, now_ns() - sync[STARTED])
 
 
 @kernel
 def dismiss(sync: I64Array, n_threads: int) -> None:
     """Have attached workers return to Python."""
-    begin_job(sync, n_threads, _LEAVE, 0, 0, 0, 0, 0, 0)
+    begin_job(sync, n_threads, LEAVE, 0, 0, 0, 0, 0, 0)
 
 
 @kernel
 def count_up(sync: I64Array, i: int) -> None:
     """Add 1 to a word as one step seen by all threads."""
-    atomic_add(sync, i, 1)
+    change(sync, i, 1)
 
 
 @kernel
 def wait_count(sync: I64Array, i: int, n: int) -> None:
-    """Return once a word has reached n."""
-    spins = 0
-    while atomic_load(sync, i) < n:
-        spins += 1
-        if spins > _SPINS:
-            yield_cpu()
+    """Return once a word has reached n, after an abort too: those who count still have to."""
+    found = atomic_load(sync, i)
+    while found < n:
+        wait_while(sync, i, found, False)
+        found = atomic_load(sync, i)

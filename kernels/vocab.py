@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.elementary import exp_f64
+from kernels.formats import LOG_SUM_CHUNK
 from kernels.jit import inner, kernel
 
 __all__ = ["log_sum_exp", "penalise", "top_candidates"]
@@ -19,8 +20,6 @@ F32Array = npt.NDArray[np.float32]
 F64Array = npt.NDArray[np.float64]
 U32Array = npt.NDArray[np.uint32]
 I64Array = npt.NDArray[np.int64]
-
-_CHUNK = 256
 
 
 @kernel
@@ -54,20 +53,20 @@ def log_sum_exp(logits: F32Array, temperature: float) -> float:
         logits: (n,) float32.
         temperature: above 0.
     """
-    return _log_sum_exp(logits, temperature, np.empty(_CHUNK, np.float64))
+    return _log_sum_exp(logits, temperature, np.empty(LOG_SUM_CHUNK, np.float64))
 
 
 @kernel
 def _log_sum_exp(logits: F32Array, temperature: float, buffer: F64Array) -> float:
-    """Do it with scratch for _CHUNK exponentials, so that LLVM can vectorise them."""
+    """Do it with scratch for LOG_SUM_CHUNK exponentials, so that LLVM can vectorise them."""
     highest = -math.inf
     for x in logits:
         highest = max(highest, np.float64(x))
     if highest == -math.inf:
         return -math.inf
     total = 0.0
-    for start in range(0, logits.size, _CHUNK):
-        n = min(_CHUNK, logits.size - start)
+    for start in range(0, logits.size, LOG_SUM_CHUNK):
+        n = min(LOG_SUM_CHUNK, logits.size - start)
         for i in range(n):
             buffer[i] = exp_f64((np.float64(logits[start + i]) - highest) / temperature)
         for i in range(n):

@@ -1,13 +1,16 @@
 """Random models twice: as the oracle's plain matrices and as blobs in a store, plus placements."""
 
+import functools
 import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+import pytest
+from numba import config, njit
 
+from kernels.aligned import aligned_zeros
 from kernels.jit import JIT_DISABLED
 from kernels.layout import (
     COLUMNS_PER_ATOM,
@@ -16,7 +19,7 @@ from kernels.layout import (
     Geometry,
     WeightFormat,
 )
-from kernels.paging import n_pages_for, page_elements
+from kernels.paging import PAGE_TOKENS, n_pages_for, page_elements
 from kernels.pool import Pool
 from kernels.stage import MemberAtoms, StageKernels
 from kernels.tiles import pack_matrix, unpack_matrix
@@ -25,12 +28,13 @@ from tests.naive import NaiveLayer, NaiveModel
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
+# Where nothing or little is compiled, all formats run by default.
+COMPILED = not (JIT_DISABLED or config.BOUNDSCHECK)
 
-def aligned(n_bytes: int) -> U8:
-    """Return zeroed bytes that start at a multiple of 64."""
-    raw = np.zeros(n_bytes + 64, np.uint8)
-    skip = -raw.ctypes.data % 64
-    return raw[skip : skip + n_bytes]
+
+def compiled_slowly(*values: Any) -> Any:
+    """Return a format that only the slow run compiles."""
+    return pytest.param(*values, marks=[pytest.mark.slow] if COMPILED else [])
 
 
 @dataclass
@@ -119,7 +123,7 @@ def make_model(geometry: Geometry, seed: int = 0, kv_dtype: type = np.float64) -
     head, vocab = _make_vocab(geometry, writer, rng)
     final = (1 + 0.1 * rng.standard_normal(geometry.hidden_size)).astype(np.float32)
     final_offset = writer.blob(geometry.final_norm_bytes, {0: final.tobytes()})
-    store = aligned(writer.n_bytes)
+    store = aligned_zeros(writer.n_bytes, np.uint8)
     store[:] = np.frombuffer(b"".join(writer.parts), np.uint8)
     d = geometry.head_dim
     inv_freq = 10000.0 ** -(np.arange(0, d, 2) / d)
@@ -217,8 +221,11 @@ def make_stage(
     n_pages = n_slots * atoms.n_local_groups * per_context
     numbers = np.random.default_rng(1).permutation(n_pages).astype(np.int32)
     page_table = numbers.reshape(n_slots, atoms.n_local_groups, per_context)
-    pages = np.full((max(n_pages, 1), page_elements(d)), 0, kv_dtype)
-    pages[:] = 0x7E00 if kv_dtype == np.uint16 else np.nan  # NaN must never be read
+    pages = np.zeros((max(n_pages, 1), page_elements(d, kv_dtype)), kv_dtype)
+    # NaN, in a page of bytes as every scale, must never be read.
+    pages[:] = {np.uint16: 0x7E00, np.int8: 77}.get(kv_dtype, np.nan)
+    if kv_dtype == np.int8:
+        pages.view(np.float32)[:, -2 * PAGE_TOKENS :] = np.nan
     return StageKernels(
         model.geometry, model.naive.inv_freq, model.naive.rope_scale, model.store, atoms,
         pages, page_table, max_rows, context_tokens, pool or Pool(1), int8,
@@ -236,6 +243,18 @@ def geometry(**changes: object) -> Geometry:
     return replace(SMALL, **changes)  # type: ignore[arg-type]
 
 
+def step_bits(geometry: Geometry, kv_dtype: type, int8: bool) -> str:
+    """Return residual and logits of five rows, bit by bit: to compare processes and CPUs."""
+    stage = make_stage(make_model(geometry), kv_dtype=kv_dtype, int8=int8)
+    stage.begin(np.zeros(5, np.int32), np.arange(5, dtype=np.int32))
+    x = np.random.default_rng(2).standard_normal((5, geometry.hidden_size)).astype(np.float32)
+    stage.run_layers(x)
+    out = np.zeros((5, geometry.vocab_size), np.float32)
+    stage.logits(x, out)
+    return f"{x.tobytes().hex()} {out.tobytes().hex()}"
+
+
+@functools.cache  # compiled once a process
 def callable_from_python(kernel: Any) -> Any:
     """Return an entry for a kernel that only other kernels call."""
     if JIT_DISABLED:

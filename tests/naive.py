@@ -43,7 +43,7 @@ class NaiveModel:
     head: F64  # (V, D)
     inv_freq: F64  # (d / 2,)
     rope_scale: float = 1.0
-    kv_dtype: type = field(default=np.float64)  # keys and values are rounded to it
+    kv_dtype: type = field(default=np.float64)  # keys and values are rounded to it, see `kept`
     int8: bool = False  # inputs of matrices are rounded to 8 bits in blocks of 32
 
 
@@ -84,6 +84,14 @@ def rounded(model: NaiveModel, x: F64, width: int = 0) -> F64:
     return out
 
 
+def kept(model: NaiveModel, x: F64) -> F64:
+    """Keys or values x (T, G, d) as the cache has them; int8: rint(127 x / max) per position."""
+    if model.kv_dtype != np.int8:
+        return x.astype(model.kv_dtype).astype(np.float64)
+    scale = np.abs(x).max(axis=2, keepdims=True) / 127
+    return np.rint(np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)) * scale
+
+
 def attention_heads(model: NaiveModel, layer: NaiveLayer, x: F64) -> F64:
     """Outputs of all query heads (T, H, d) for one whole context x (T, D), before W_o."""
     g = model.geometry
@@ -98,8 +106,7 @@ def attention_heads(model: NaiveModel, layer: NaiveLayer, x: F64) -> F64:
     positions = np.arange(n, dtype=np.float64)
     q = rope(q, positions, model.inv_freq, model.rope_scale)
     k = rope(k, positions, model.inv_freq, model.rope_scale)
-    k = k.astype(model.kv_dtype).astype(np.float64)
-    v = v.astype(model.kv_dtype).astype(np.float64)
+    k, v = kept(model, k), kept(model, v)
     out = np.empty((n, g.n_heads, d))
     for head in range(g.n_heads):
         group = head // g.heads_per_group

@@ -10,11 +10,12 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
 from agent.resources import describe_machine, usable_cores
+from agent.share import KV_HELP, KvFormat
 from kernels.errors import UsageError
 from tools.bandwidth import check_compiled, last_level_cache_bytes
 from tools.bench_measure import Models, Start, check_memory, measure, start_kernels
@@ -23,7 +24,15 @@ from tools.bench_rows import Case, Phase, Row, check_fractions, csv_table, md_ta
 from weights.demo import demo_path
 from weights.manifest import DType
 
-__all__ = ["PREFILL_ROWS", "add_arguments", "make_cases", "run"]
+__all__ = [
+    "PREFILL_ROWS",
+    "add_arguments",
+    "json_line",
+    "make_cases",
+    "run",
+    "run_fields",
+    "start_line",
+]
 
 # As a coordinator sends them; its module would make the start slower that is measured here.
 PREFILL_ROWS = 64
@@ -66,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exact", action="store_true", help="f32 activations and KV (default: 8 bits, and f16)"
     )
+    parser.add_argument("--kv", choices=get_args(KvFormat), help=KV_HELP)
     parser.add_argument(
         "-o", "--output", choices=("md", "csv", "json"), default="md", help="default md"
     )
@@ -83,11 +93,11 @@ def run(args: argparse.Namespace) -> int:
         args.prompt_tokens, args.gen_tokens, list(models.manifests), args.depth, args.threads
     )
     longest = max(case.depth + case.n_tokens for case in cases)
-    setup = Setup(args.rows, longest, args.exact)
+    setup = Setup(args.rows, longest, args.exact, args.kv)
     cache_bytes = last_level_cache_bytes()
     check_memory(models, setup, args.threads, cache_bytes)
     start = start_kernels(models, setup)
-    print(_start_line(start), file=sys.stdout if args.output == "md" else sys.stderr, flush=True)
+    print(start_line(start), file=sys.stdout if args.output == "md" else sys.stderr, flush=True)
     samples = measure(models, cases, setup, args.repetitions, cache_bytes)
     rows = [
         summarise(case, samples[case], weights_bytes(models.manifests[case.dtype]), cache_bytes)
@@ -95,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     check_fractions(rows)
     if args.output == "json":
-        print(_json_line(args, models, start, cache_bytes, rows))
+        print(json_line(run_fields(args, models, setup, start, cache_bytes), rows))
     else:
         print({"md": md_table, "csv": csv_table}[args.output](rows))
     return 0
@@ -131,7 +141,8 @@ def _models(args: argparse.Namespace) -> Models:
     return Models.stored(args.model or demo_path())
 
 
-def _start_line(start: Start) -> str:
+def start_line(start: Start) -> str:
+    """Return one line about how the kernels came."""
     return (
         f"first kernel result {start.start_s:.2f} s after the start of the process ({start.cache} "
         f"cache); kernels of all formats ready within {start.load_s:.2f} s, compiled now: "
@@ -139,15 +150,17 @@ def _start_line(start: Start) -> str:
     )
 
 
-def _json_line(
-    args: argparse.Namespace, models: Models, start: Start, cache_bytes: int, rows: list[Row]
-) -> str:
-    fields = {
+def run_fields(
+    args: argparse.Namespace, models: Models, setup: Setup, start: Start, cache_bytes: int
+) -> dict[str, Any]:
+    """Return what JSON says of the whole run."""
+    return {
         "model": models.name,
         "machine": describe_machine(),
         "cores": usable_cores(),
         "last_level_cache_bytes": cache_bytes,
         "exact": args.exact,
+        "kv": setup.kv_format,
         "repetitions": args.repetitions,
         "rows_per_call": args.rows,
         "weights": "mapped" if models.directory is not None else "memory",
@@ -155,9 +168,12 @@ def _json_line(
         "kernel_cache": start.cache,
         "load_s": start.load_s,
         "compiled": start.compiled,
-        "results": rows,
     }
-    return msgspec.json.encode(fields).decode()
+
+
+def json_line(fields: dict[str, Any], rows: Sequence[Row]) -> str:
+    """Return the one object of `-o json`."""
+    return msgspec.json.encode({**fields, "results": rows}).decode()
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:

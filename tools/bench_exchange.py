@@ -34,7 +34,8 @@ from agent.kv_ops import KvOp, KvOpCode
 from agent.shell import run_verb
 from agent.sockets import HOT, set_options
 from coordinator.cluster import Cluster
-from coordinator.engine import Engine, Rows, StepTimes
+from coordinator.engine import Engine
+from coordinator.rows import Rows, StepTimes
 from weights.convert import convert_random
 
 __all__ = ["add_arguments", "run"]

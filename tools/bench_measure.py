@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from agent.resources import available_memory_bytes, memory_budget_bytes
+from agent.memory import available_memory_bytes
+from agent.resources import memory_budget_bytes
 from kernels.errors import ResourceError
+from kernels.inlining import compile_faster
 from kernels.pool import Pool
 from tools.bandwidth import ReadBuffer, buffer_bytes
 from tools.bench_model import BenchModel, Setup, load_kernels, runtime_bytes
@@ -26,7 +28,15 @@ from weights.directory import ModelDirectory
 from weights.manifest import DType, Manifest
 from weights.random_model import making_bytes, random_manifest, random_weights
 
-__all__ = ["Models", "Start", "check_memory", "measure", "start_kernels"]
+__all__ = [
+    "Bench",
+    "Models",
+    "Start",
+    "check_memory",
+    "measure",
+    "open_bench",
+    "start_kernels",
+]
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +91,7 @@ class Start(NamedTuple):
 
 def start_kernels(models: Models, setup: Setup) -> Start:
     """Load or compile the kernels of every format."""
+    compile_faster()
     started_s = time.perf_counter()
     start_s, compiled = 0.0, []
     for dtype, manifest in models.manifests.items():
@@ -98,15 +109,28 @@ def _process_age_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
 
 
-def check_memory(models: Models, setup: Setup, threads: Sequence[int], cache_bytes: int) -> None:
+def check_memory(
+    models: Models,
+    setup: Setup,
+    threads: Sequence[int],
+    cache_bytes: int,
+    peers_bytes: int = 0,
+) -> None:
     """Make sure that everything fits, before any of it is there.
+
+    Args:
+        models: what is measured.
+        setup: how it is run.
+        threads: the numbers of threads.
+        cache_bytes: of the last-level caches.
+        peers_bytes: what others take at the same time for being compared with.
 
     Raises:
         ResourceError: it does not.
     """
     manifests = models.manifests.values()
     weights_bytes = sum(manifest.weights_bytes for manifest in manifests)
-    need_bytes = weights_bytes + buffer_bytes(cache_bytes)
+    need_bytes = weights_bytes + buffer_bytes(cache_bytes) + peers_bytes
     need_bytes += len(threads) * sum(runtime_bytes(manifest, setup) for manifest in manifests)
     if models.directory is None:
         need_bytes += max(making_bytes(manifest.geometry) for manifest in manifests)
@@ -132,7 +156,7 @@ def measure(
         HeadwiseError: too little memory after all, or wrong numbers.
     """
     samples: dict[Case, list[Sample]] = {case: [] for case in cases}
-    with _bench(models, cases, setup, cache_bytes) as bench:
+    with open_bench(models, cases, setup, cache_bytes) as bench:
         for repeat in range(n_repeats):
             # There and back: whatever drifts within a repeat meets first and last cases alike.
             for case in cases if repeat % 2 == 0 else reversed(cases):
@@ -145,7 +169,7 @@ def measure(
     return samples
 
 
-class _Bench(NamedTuple):
+class Bench(NamedTuple):
     """Everything that is measured, by weight format and number of threads."""
 
     models: dict[tuple[str, int], BenchModel]
@@ -169,9 +193,9 @@ class _Bench(NamedTuple):
 
 
 @contextlib.contextmanager
-def _bench(
+def open_bench(
     models: Models, cases: Sequence[Case], setup: Setup, cache_bytes: int
-) -> Iterator[_Bench]:
+) -> Iterator[Bench]:
     """Set everything up; the threads end with the context."""
     with contextlib.ExitStack() as stack:
         pools = {n: Pool(n) for n in dict.fromkeys(case.threads for case in cases)}
@@ -183,6 +207,6 @@ def _bench(
                 store = models.weights(dtype)
                 for n, pool in pools.items():
                     made[dtype, n] = BenchModel(manifest, store, setup, pool)
-            yield _Bench(made, pools, ReadBuffer(buffer_bytes(cache_bytes)))
+            yield Bench(made, pools, ReadBuffer(buffer_bytes(cache_bytes)))
         except MemoryError as e:
             raise ResourceError(f"out of memory: {e}; ask for less at once") from e

@@ -7,38 +7,57 @@ tokens is made up: attention takes the same time over any numbers.
 import math
 import time
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.ids import Epoch, KvId, ModelId, Rank, RunId
 from agent.kv_ops import KvOp, KvOpCode
+from agent.kv_shape import KvShape
 from agent.member import kv_shape, make_member
-from agent.share import Assignment, AtomRange, LayerShare
-from agent.warm import synthetic_stage
+from agent.resources import usable_cores
+from agent.share import Assignment, AtomRange, KvFormat, LayerShare, WireFormat
+from agent.warm import log_target, synthetic_stage
 from kernels.errors import HeadwiseError
+from kernels.formats import kept_floats
 from kernels.layout import COLUMNS_PER_ATOM, Geometry
+from kernels.paging import PAGE_DTYPES, PAGE_TOKENS, page_elements
 from kernels.phases import run_stage
 from kernels.pool import Pool
 from weights.manifest import Manifest
 
-__all__ = ["BenchModel", "Setup", "load_kernels", "runtime_bytes", "weights_bytes"]
+__all__ = [
+    "BenchModel", "Setup", "assignment_of", "load_kernels", "runtime_bytes", "weights_bytes",
+]  # fmt: skip
 
 CONTEXT = KvId(1)
 
 
 class Setup(NamedTuple):
-    """How models are run: most rows of a call, longest context, f32 activations and KV or not."""
+    """How models are run.
+
+    Attributes:
+        max_rows: most rows of a call.
+        context_tokens: longest context.
+        exact: f32 activations, and KV unless kv says otherwise.
+        kv: type of cached keys and values; None means what plans have.
+    """
 
     max_rows: int
     context_tokens: int
     exact: bool
+    kv: KvFormat | None = None
 
     @property
-    def format(self) -> Literal["f32", "f16"]:
-        """What exact plans and others send and cache."""
+    def wire_format(self) -> WireFormat:
+        """What exact plans and others send."""
         return "f32" if self.exact else "f16"
+
+    @property
+    def kv_format(self) -> KvFormat:
+        """What is cached."""
+        return self.kv or self.wire_format
 
 
 def load_kernels(geometry: Geometry, setup: Setup) -> bool:
@@ -48,9 +67,10 @@ def load_kernels(geometry: Geometry, setup: Setup) -> bool:
         geometry, hidden_size=d * group, n_layers=1, n_heads=group, n_kv_heads=1, n_columns=40,
         vocab_size=10,
     )  # fmt: skip
+    log_target()
     dispatcher: Any = run_stage
     n_compiled = sum(dispatcher.stats.cache_misses.values())
-    kernels = synthetic_stage(small, setup.format, Pool(1), 1, 1, not setup.exact)
+    kernels = synthetic_stage(small, setup.kv_format, Pool(1), 1, 1, not setup.exact)
     x = np.ones((1, small.hidden_size), np.float32)
     kernels.run_layers(x)
     kernels.logits(x, np.zeros((1, small.vocab_size), np.float32))
@@ -128,8 +148,7 @@ class BenchModel:
         slots = np.zeros(n_tokens, np.int32)
         kv.prepare(rows, slots)
         self._slots[:] = slots[0]
-        page = rng.standard_normal(kv.pages.shape[1], np.float32)
-        kv.pages[:] = page.astype(np.float16).view(np.uint16) if kv.pages.itemsize == 2 else page
+        kv.pages[:] = _random_page(rng, kv.shape)
 
     def _run_layers(self, first: int, n_rows: int) -> None:
         x = self._x[:n_rows]
@@ -167,30 +186,53 @@ def runtime_bytes(manifest: Manifest, setup: Setup) -> int:
     row_bytes = 4 * 2 * (6 * g.hidden_size + 3 * g.n_kv_heads * g.qkv_rows + 2 * n_columns)
     kv_bytes = kv_shape(_everything(manifest, setup), g).pool_bytes
     context_bytes = 64 * setup.context_tokens
-    return kv_bytes + setup.max_rows * row_bytes + 4 * g.vocab_size + context_bytes
+    thread_bytes = 4 * usable_cores() * kept_floats(setup.max_rows)
+    return kv_bytes + setup.max_rows * row_bytes + 4 * g.vocab_size + context_bytes + thread_bytes
+
+
+def _random_page(rng: np.random.Generator, shape: KvShape) -> npt.NDArray[Any]:
+    """Return a page of standard normal numbers."""
+    n = page_elements(shape.head_dim, shape.dtype)
+    numbers = rng.standard_normal(n, np.float32)
+    if shape.dtype == np.uint16:
+        return numbers.astype(np.float16).view(np.uint16)
+    if shape.dtype == np.int8:
+        page = np.clip(40 * numbers, -127, 127).astype(np.int8)
+        page.view(np.float32)[-2 * PAGE_TOKENS :] = 1 / 40
+        return page
+    return numbers
 
 
 def _kv_token_bytes(geometry: Geometry, setup: Setup) -> int:
-    item_bytes = 4 if setup.exact else 2
-    return 2 * geometry.n_layers * geometry.n_kv_heads * geometry.head_dim * item_bytes
+    dtype = np.dtype(PAGE_DTYPES[setup.kv_format])
+    page_bytes = page_elements(geometry.head_dim, dtype) * dtype.itemsize
+    return geometry.n_layers * geometry.n_kv_heads * page_bytes // PAGE_TOKENS
 
 
-def _everything(manifest: Manifest, setup: Setup) -> Assignment:
-    """Return the assignment of a cluster's only member."""
-    g = manifest.geometry
-    groups, columns = (AtomRange(0, g.n_kv_heads),), (AtomRange(0, g.n_column_atoms),)
+def assignment_of(
+    setup: Setup, layers: tuple[LayerShare, ...], vocab: tuple[AtomRange, ...]
+) -> Assignment:
+    """Return the assignment of a member that nobody shares a plan with."""
     return Assignment(
         run_id=RunId(1),
         epoch=Epoch(1),
         rank=Rank(0),
         model_id=ModelId(""),
         manifest_bytes=1,
-        layers=tuple(LayerShare(i, groups, columns) for i in range(g.n_layers)),
-        vocab=(AtomRange(0, g.n_vocab_atoms),),
-        wire=setup.format,
-        kv=setup.format,
+        layers=layers,
+        vocab=vocab,
+        wire=setup.wire_format,
+        kv=setup.kv_format,
         context_tokens=setup.context_tokens,
         kv_tokens=setup.context_tokens,
         n_contexts=1,
         max_rows=setup.max_rows,
     )
+
+
+def _everything(manifest: Manifest, setup: Setup) -> Assignment:
+    """Return the assignment of a cluster's only member."""
+    g = manifest.geometry
+    groups, columns = (AtomRange(0, g.n_kv_heads),), (AtomRange(0, g.n_column_atoms),)
+    layers = tuple(LayerShare(i, groups, columns) for i in range(g.n_layers))
+    return assignment_of(setup, layers, (AtomRange(0, g.n_vocab_atoms),))

@@ -11,8 +11,8 @@ import msgspec
 from kernels.errors import HeadwiseError
 
 __all__ = [
-    "Case", "Phase", "Row", "Sample", "check_fractions", "csv_table", "is_resident", "md_table",
-    "summarise",
+    "MD_HEAD", "Case", "Phase", "Row", "Sample", "check_fractions", "csv_table", "is_resident",
+    "markdown", "md_cells", "md_table", "summarise",
 ]  # fmt: skip
 
 # Nothing reads faster than the buffer does; the rest is noise between the two measurements.
@@ -121,20 +121,25 @@ def check_fractions(rows: Sequence[Row]) -> None:
             )
 
 
-_MD_HEAD = ("test", "dtype", "depth", "threads", "tokens/s", "spread", "GB/s", "of bandwidth")
+MD_HEAD = ("test", "dtype", "depth", "threads", "tokens/s", "spread", "GB/s", "of bandwidth")
 
 
 def md_table(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table; `(cache)` marks models that a cache may hold."""
-    cells = [_MD_HEAD, *(_md_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_MD_HEAD))]
+    return markdown([MD_HEAD, *(md_cells(row) for row in rows)])
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of the cells, the first line of which is its head."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     # Numbers to the right, names to the left.
     rule = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     lines = [_md_line(cells[0], widths), _md_line(rule, widths)]
     return "\n".join([*lines, *(_md_line(line, widths) for line in cells[1:])])
 
 
-def _md_cells(row: Row) -> tuple[str, ...]:
+def md_cells(row: Row) -> tuple[str, ...]:
+    """Return what a Markdown table shows of a row, in the order of `MD_HEAD`."""
     fraction = f"{row.bandwidth_fraction:.2f}" + " (cache)" * row.cache_resident
     return (
         row.test, row.dtype, str(row.depth), str(row.threads), f"{row.tokens_per_s:.2f}",
@@ -150,9 +155,9 @@ def _md_line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join(padded)} |"
 
 
-def csv_table(rows: Sequence[Row]) -> str:
-    """Return the rows as CSV with a line of names, the single repeats left out."""
-    names = [name for name in Row.__struct_fields__ if name != "repeats_tokens_per_s"]
+def csv_table(rows: Sequence[msgspec.Struct]) -> str:
+    """Return rows of one kind as CSV with a line of names, the single repeats left out."""
+    names = [name for name in rows[0].__struct_fields__ if not name.startswith("repeats_")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)

@@ -20,6 +20,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "status": ("coordinator.status_verb", "run", "show agents, what they hold and how it goes"),
     "drain": ("coordinator.admin_verbs", "run", "free an agent of its work"),
     "undrain": ("coordinator.admin_verbs", "run", "let a drained agent have work again"),
+    "cordon": ("coordinator.admin_verbs", "run", "leave an agent what it has, give it nothing new"),
+    "uncordon": ("coordinator.admin_verbs", "run", "let a cordoned agent have new work again"),
     "stop": ("coordinator.admin_verbs", "run", "end the coordinator that runs on this machine"),
     "agent": ("agent.main", "", "offer this board's memory and cores to a coordinator"),
     "keys": ("coordinator.keys_verb", "run", "say which agents may join"),
@@ -27,6 +29,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "plan": ("coordinator.plan_verb", "run", "show who would hold what, and how fast"),
     "verify": ("coordinator.verify", "run", "check that placement does not change the words"),
     "bench": ("tools.bench", "", "measure how fast this machine runs and reads a model"),
+    "simulate": ("tools.simulate", "", "judge the planner against baselines and optima"),
     "convert": ("tools.convert", "convert", "make a headwise model from a Hugging Face directory"),
 }
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from kernels.errors import InputError
-from kernels.exchange import add_partials, decode_f16, encode_f16, encode_flat
+from kernels.exchange import add_partials, encode_flat
 from kernels.jit import JIT_DISABLED
+from kernels.wire_floats import decode_f16, encode_f16
 
 
 def some_halves() -> np.ndarray:
@@ -16,7 +17,9 @@ def test_decode_is_exact() -> None:
     bits = some_halves()
     out = np.empty(bits.size, np.float32)
     decode_f16(bits, out)
-    np.testing.assert_array_equal(out, bits.view(np.float16).astype(np.float32))
+    with np.errstate(invalid="ignore"):  # signalling NaN: ARM says so, x86 does not
+        exact = bits.view(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(out, exact)
 
 
 def test_encode_returns_what_decode_took() -> None:

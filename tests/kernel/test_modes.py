@@ -16,23 +16,24 @@ pytestmark = pytest.mark.skipif(
     JIT_DISABLED or bool(config.BOUNDSCHECK), reason="these start the other modes"
 )
 
-# Starts kernels, runs one step and prints the cache directory.
+# Starts kernels, runs one step and prints how many kernels had to be compiled for it.
 ONE_STEP = """
-import os
 import numpy as np
 from kernels.layout import WeightFormat
+from kernels.phases import run_stage
+from kernels.row_table import prepare_rows
 from tests.kernel_models import geometry, make_model, make_stage
 stage = make_stage(make_model(geometry()))
 stage.begin(np.zeros(1, np.int32), np.zeros(1, np.int32))
 stage.run_layers(np.ones((1, 40), np.float32))
-print(os.environ["NUMBA_CACHE_DIR"])
+print(sum(sum(kernel.stats.cache_misses.values()) for kernel in (run_stage, prepare_rows)))
 """
 
 
 def run(arguments: list[str], **environment: str) -> str:
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=110
+        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
@@ -44,28 +45,34 @@ def pytest_run(*extra: str, **environment: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_kernels_without_jit() -> None:
     assert " passed" in pytest_run(NUMBA_DISABLE_JIT="1")
 
 
+# In parts, because each compiles its kernels anew: together they would take minutes.
 @pytest.mark.slow
-def test_kernels_with_bounds_checks() -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        "whole_stage or partial_sums",
+        "test_matvec and (0] or 1])",
+        "test_matvec and (2] or 3])",
+        "outside_an_array or candidates_sort",
+    ],
+    ids=["stage", "floats", "quantised", "others"],
+)
+def test_kernels_with_bounds_checks(chosen: str) -> None:
     # numba's cache does not know the option, so this mode needs a directory of its own.
     cache = os.environ["NUMBA_CACHE_DIR"] + "-boundscheck"
-    chosen = "whole_stage or partial_sums or test_matvec or outside_an_array or candidates_sort"
     out = pytest_run("-k", chosen, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=cache)
     assert " passed" in out
 
 
 def test_second_start_finds_everything_compiled() -> None:
-    def files() -> dict[str, int]:
-        return {str(p): p.stat().st_mtime_ns for p in Path(cache).rglob("*") if p.is_file()}
-
-    cache = run(["-c", ONE_STEP]).strip()
-    before = files()
-    assert before
     run(["-c", ONE_STEP])
-    assert files() == before
+    assert run(["-c", ONE_STEP]).split() == ["0"]
 
 
 def test_cache_directory_depends_on_the_sources(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Phases of a stage against the oracle; a row's bits depend on nothing that shares its call."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,20 +13,22 @@ from kernels.jit import JIT_DISABLED
 from kernels.layout import Geometry, WeightFormat
 from kernels.pool import Pool
 from kernels.stage import StageKernels
+from kernels.sync_words import FIRST, STOP, THREAD_WORDS, THREADS, WHOLE
 from tests import naive
-from tests.kernel_models import PackedModel, geometry, make_model, make_stage
+from tests.kernel_models import PackedModel, compiled_slowly, geometry, make_model, make_stage
 
 F32 = npt.NDArray[np.float32]
 
 # Weights, keys and values, int8 activations: each a specialisation that takes seconds to compile.
-# Those of exact and default mode, which other tests need too.
-FORMATS = [
+# Quick are those that agents of other tests need too.
+FORMATS: list[Any] = [
     (WeightFormat.F32, np.float32, False),
-    (WeightFormat.F16, np.float32, False),
-    (WeightFormat.Q8, np.float32, False),
-    (WeightFormat.Q4, np.float32, False),
-    (WeightFormat.Q8, np.uint16, True),
+    compiled_slowly(WeightFormat.F16, np.float32, False),
+    compiled_slowly(WeightFormat.Q8, np.float32, False),
+    compiled_slowly(WeightFormat.Q4, np.float32, False),
+    compiled_slowly(WeightFormat.Q8, np.uint16, True),
     (WeightFormat.Q4, np.uint16, True),
+    compiled_slowly(WeightFormat.Q4, np.int8, True),
 ]
 
 SHAPES = [
@@ -39,7 +42,7 @@ SHAPES = [
     geometry(hidden_size=40, n_heads=2, n_kv_heads=2, head_dim=10, n_layers=1),
 ]
 if config.BOUNDSCHECK:  # test_matvec covers the other formats
-    FORMATS = FORMATS[-1:]
+    FORMATS = FORMATS[-2:]
 if JIT_DISABLED:
     SHAPES = [replace(shape, n_layers=1) for shape in SHAPES[1:5]]
 
@@ -65,7 +68,7 @@ def run_all(stage: StageKernels, x: F32, vocab_size: int) -> tuple[F32, F32]:
 
 
 def oracle(model: PackedModel, kv_dtype: type, int8: bool) -> naive.NaiveModel:
-    rounding = np.float16 if kv_dtype == np.uint16 else np.float64
+    rounding = {np.uint16: np.float16, np.int8: np.int8}.get(kv_dtype, np.float64)
     return replace(model.naive, kv_dtype=rounding, int8=int8)
 
 
@@ -82,7 +85,9 @@ def test_whole_stage_equals_oracle(
     begin(stage, [0] * N_TOKENS, list(range(N_TOKENS)))
     residual, logits = run_all(stage, x, shape.vocab_size)
     exact, exact_logits = naive.forward(oracle(model, kv_dtype, int8), x.astype(np.float64))
-    unrounded = iter(naive.forward(oracle(model, kv_dtype, False), x.astype(np.float64)))
+    # Without what the kernels round to 8 bits; keys and values of f16 stay rounded.
+    less = replace(model.naive, kv_dtype=np.float16) if int8 else model.naive
+    unrounded = iter(naive.forward(less, x.astype(np.float64)))
     for actual, desired in ((residual, exact), (logits, exact_logits)):
         if kv_dtype == np.float32:
             np.testing.assert_allclose(actual, desired, atol=2e-4)
@@ -176,22 +181,29 @@ def test_writing_a_position_again_is_harmless() -> None:
 
 @pytest.mark.skipif(JIT_DISABLED, reason="without JIT there is one thread")
 @pytest.mark.parametrize("n_threads", [2, 3, 5])
-@pytest.mark.parametrize("int8", [False, True])
-def test_thread_count_changes_no_bit(n_threads: int, int8: bool) -> None:
-    g = geometry(n_heads=6, n_kv_heads=3, fmt=WeightFormat.Q4)
+@pytest.mark.parametrize(("fmt", "kv_dtype", "int8"), FORMATS)
+def test_thread_count_changes_no_bit(
+    n_threads: int, fmt: WeightFormat, kv_dtype: type, int8: bool
+) -> None:
+    g = geometry(n_heads=6, n_kv_heads=3, fmt=fmt)
     model = make_model(g)
     x = rows(9, 40)
     results = []
-    pool = Pool(n_threads)
-    for threads in (Pool(1), pool):
-        stage = make_stage(model, None, threads, np.uint16 if int8 else np.float32, int8=int8)
+    pool, uneven = Pool(n_threads), Pool(n_threads)
+    ends = [0, *(WHOLE * (9 + tid / n_threads) / 10 for tid in range(1, n_threads)), WHOLE]
+    for tid in range(n_threads):  # the first one gets nine tenths of everything
+        words = uneven.sync[THREADS + THREAD_WORDS * tid :]
+        words[FIRST], words[STOP] = ends[tid : tid + 2]
+    for threads in (Pool(1), pool, uneven):
+        stage = make_stage(model, None, threads, kv_dtype, int8=int8)
         begin(stage, [0] * 9, list(range(9)))
         results.append(run_all(stage, x, 131))
         part = np.zeros_like(x)
         stage.attention(1, x, part)
         results[-1] += (part,)
     pool.close()
-    for one, many in zip(*results, strict=True):
+    uneven.close()
+    for one, many in [*zip(*results[:2], strict=True), *zip(*results[::2], strict=True)]:
         np.testing.assert_array_equal(one, many)
 
 
@@ -200,12 +212,14 @@ def test_store_may_be_a_mapped_file(tmp_path: object) -> None:
     path = f"{tmp_path}/weights.bin"
     model.store.tofile(path)
     mapped = replace(model, store=np.memmap(path, np.uint8, "r"))
+    results = []
     for one in (model, mapped):
         stage = make_stage(one)
         begin(stage, [0], [0])
-        x, _ = run_all(stage, rows(1, 40), 131)
-        np.testing.assert_array_equal(x, x)
-    assert np.isfinite(x).all()
+        results.append(run_all(stage, rows(1, 40), 131))
+    for from_memory, from_file in zip(*results, strict=True):
+        np.testing.assert_array_equal(from_memory, from_file)
+    assert np.isfinite(results[0][0]).all()
 
 
 def test_begin_refuses_bad_rows() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.aligned import aligned_zeros
 from kernels.errors import InputError
 from kernels.paging import page_elements
 from kernels.pool import Pool
 from kernels.stage import StageKernels
-from tests.kernel_models import PackedModel, aligned, geometry, make_model
+from tests.kernel_models import PackedModel, geometry, make_model
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def build(model: PackedModel, **changes: Any) -> StageKernels:
         "rope_scale": 1.0,
         "store": model.store,
         "atoms": atoms,
-        "pages": np.zeros((8, page_elements(8)), np.float32),
+        "pages": np.zeros((8, page_elements(8, np.float32)), np.float32),
         "page_table": np.zeros((1, 4, 2), np.int32),
         "max_rows": 4,
         "context_tokens": 96,
@@ -50,15 +51,17 @@ def test_good_arguments_build(model: PackedModel) -> None:
         ("rope_scale", float("inf"), "NaN or infinity"),
         ("geometry", geometry(head_dim=9), "head_dim 9 must be even"),
         ("geometry", geometry(n_heads=5), "n_heads 5 a multiple of n_kv_heads 2"),
-        ("pages", np.zeros((8, 1024), np.int16), "uint16"),
-        ("pages", np.zeros((8, 100), np.float32), "has 1024 elements, the pool has 100"),
+        ("pages", np.zeros((8, 1024), np.int16), "uint16 .* float32 or int8, got int16"),
+        ("pages", np.zeros((8, 1024), np.int8), "has 1536 elements of int8, the pool has 1024"),
+        ("pages", aligned_zeros(8 * 1536 + 2, np.int8)[2:].reshape(8, -1), "multiple of 4 bytes"),
+        ("pages", np.zeros((8, 100), np.float32), "has 1024 elements of float32, the pool has 100"),
         ("pages", np.zeros((1024, 8), np.float32).T, "contiguous"),
         ("page_table", np.zeros((1, 4, 2), np.int64), "int32"),
         ("page_table", np.zeros((1, 3, 2), np.int32), "must have 4 local groups"),
         ("page_table", np.zeros((1, 4, 1), np.int32), "at least 2 pages for 96 tokens"),
         ("store", np.zeros(64, np.int8), "flat, contiguous uint8"),
-        ("store", aligned(4096)[1:], "not a multiple of 64"),
-        ("store", aligned(64), "lies outside the store of 64 bytes"),
+        ("store", aligned_zeros(4096, np.uint8)[1:], "not a multiple of 64"),
+        ("store", aligned_zeros(64, np.uint8), "lies outside the store of 64 bytes"),
     ],
 )
 def test_bad_argument(model: PackedModel, name: str, value: Any, text: str) -> None:

@@ -15,6 +15,7 @@ from coordinator import admin, admin_client
 from coordinator.admin import AdminServer, refuse_second
 from coordinator.admin_client import AdminClient, find_coordinator
 from coordinator.admin_messages import (
+    Cordon,
     Done,
     Drain,
     Failed,
@@ -43,6 +44,7 @@ class PretendedDesk:
     def __init__(self) -> None:
         self.inbox = Inbox()
         self.drained: dict[AgentName, bool] = {}
+        self.cordoned: set[AgentName] = set()
         self.holding = False
         self.stopped = False
 
@@ -57,6 +59,12 @@ class PretendedDesk:
 
     def drain(self, name: AgentName, on: bool) -> None:
         self.drained[name] = on
+
+    def cordon(self, name: AgentName) -> None:
+        self.cordoned.add(name)
+
+    def is_cordoned(self, name: AgentName) -> bool:
+        return name in self.cordoned and not self.holding
 
     def holds(self, name: AgentName) -> bool:
         return self.holding
@@ -100,6 +108,9 @@ def test_questions_reach_the_desk(server: AdminServer, path: Path, desk: Pretend
     assert asked(path, Drain(AgentName("a"))) == Done("agent 'a' has no work any more")
     assert asked(path, Drain(AgentName("a"), on=False)) == Done("agent 'a' may be used")
     assert desk.drained == {"a": False}
+    done = Done("agent 'b' keeps what it has and is given nothing new")
+    assert asked(path, Cordon(AgentName("b"))) == done
+    assert desk.cordoned == {"b"}
     assert asked(path, Stop()) == Done("the coordinator is stopping")
     assert desk.stopped
     with pytest.raises(RemoteError, match="no plan is in force"):
@@ -174,9 +185,22 @@ def test_a_drain_waits_until_the_agent_is_free(
     desk.holding = True
     with AdminClient(connect(path), 7070) as client:
         replies = client.ask(Drain(AgentName("a")))
-        assert next(replies) == Notice("agent 'a' is freed when nobody is being served")
+        assert next(replies) == Notice("what agent 'a' holds is being moved to others")
         desk.holding = False
         assert next(replies) == Done("agent 'a' has no work any more")
+
+
+def test_a_cordon_waits_until_it_is_heeded(
+    server: AdminServer, path: Path, desk: PretendedDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "TELL_S", -1.0)
+    desk.holding = True
+    with AdminClient(connect(path), 7070) as client:
+        replies = client.ask(Cordon(AgentName("a")))
+        why = "agent 'a' is cordoned when the present plan has been loaded"
+        assert next(replies) == Notice(why)
+        desk.holding = False
+        assert next(replies) == Done("agent 'a' keeps what it has and is given nothing new")
 
 
 def test_who_says_nothing_is_sent_away(

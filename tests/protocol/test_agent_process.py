@@ -40,13 +40,13 @@ agent.stepper.Stepper.step = lambda self, header: time.sleep(3600)
 from agent.main import main
 sys.exit(main())
 """
-# An agent that may import nothing beyond the base set.
+# An agent that may import nothing beyond the base set, and of that no compiler.
 BASE_ONLY = """
 import sys
 
 class Forbid:
-    NAMES = {"tokenizers", "torch", "jinja2", "safetensors", "transformers", "msgpack",
-             "huggingface_hub", "coordinator", "tools", "hypothesis", "pytest"}
+    NAMES = {"tokenizers", "torch", "jinja2", "safetensors", "transformers", "msgpack", "numba",
+             "llvmlite", "huggingface_hub", "coordinator", "tools", "hypothesis", "pytest"}
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.NAMES:
             raise ImportError(f"an agent must not import {name}")

@@ -7,8 +7,8 @@ from agent.frames import FrameType, Phase, Wire
 from agent.kv_ops import KvOp, KvOpCode
 from agent.member import make_member
 from agent.messages import Heartbeat, Ready, Release
-from agent.native import PLAIN_VARIABLE
 from agent.vocab_payload import SamplerRow, pack_sampler_rows, read_top_rows
+from agent.zmq_calls import PLAIN_VARIABLE
 from kernels.pool import Pool
 from kernels.vocab import log_sum_exp
 from tests.protocol.agent_harness import assignment, make_model, running
@@ -23,8 +23,21 @@ def directory(tmp_path_factory):
         yield directory
 
 
+@pytest.fixture(scope="module")
+def compiled_here(directory):
+    """Compile the kernels that tests run here: agents take a coordinator that is busy for dead."""
+    pool = Pool(1)
+    member = make_member(assignment(directory, 1), directory.manifest, directory.weights, pool)
+    member.kv.apply([KvOp(OPEN, 1, 100)])
+    begin(member, [(1, 0)])
+    x = numbers(1, 0)
+    member.kernels.run_layers(x.copy())
+    member.kernels.logits(x, np.zeros((1, member.kernels.n_local_rows), np.float32))
+    pool.close()
+
+
 @pytest.fixture(scope="module", params=["compiled", "plain"])
-def joined(directory, tmp_path_factory, request):
+def joined(directory, compiled_here, tmp_path_factory, request):
     """A coordinator whose one agent has pulled a whole model and is READY.
 
     Twice: with phases served by compiled code where they may be, and all of them by Python.

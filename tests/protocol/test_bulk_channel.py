@@ -9,7 +9,9 @@ import zmq
 from agent import bulk, puller
 from agent import pull as pull_rules
 from agent.bulk import MAX_WAITING_CHUNKS, BulkServer, Library
+from agent.goodput import Goodput
 from agent.messages import BulkReply, BulkRequest, Bye, decode_bulk_message, encode
+from agent.probe import probe_link
 from agent.pull import Wanted
 from agent.puller import BulkSource, Cancelled, Sink, pull_objects
 from agent.window import NARROW_BYTES
@@ -254,3 +256,42 @@ def test_a_link_that_stays_silent_is_dialled_anew(directory, context, monkeypatc
         thread.start()
         assert pull(context, port, [wanted]).keys() == {wanted.object_id}
         thread.join()
+
+
+def probe(context, port, token=TOKEN, n_bytes=8 << 20):
+    goodput = Goodput()
+    probe_link(context, BulkSource(f"tcp://127.0.0.1:{port}", RUN, token), n_bytes, goodput)
+    return goodput
+
+
+def test_a_link_is_measured_by_whoever_was_told_to(context, server):
+    refused = server.n_refused
+    assert probe(context, server.port).n_windows == 0
+    assert server.n_refused > refused
+    server.grant_probe(TOKEN)
+    measured = probe(context, server.port)
+    assert measured.n_windows > 0
+    assert measured.bytes_per_s > 1e6
+    # Another link's grant, or one that has ended, is of no use.
+    assert probe(context, server.port, b"another").n_windows == 0
+    server.end_grant(TOKEN)
+    assert probe(context, server.port).n_windows == 0
+
+
+def test_a_probe_gives_way_to_a_request(context, directory):
+    server = BulkServer(context, "tcp://127.0.0.1:*", RUN, directory, is_busy=lambda: True)
+    try:
+        server.grant_probe(TOKEN)
+        assert probe(context, server.port).n_windows == 0
+        server.close()
+        assert server.n_sent_bytes <= 4 * (64 << 10)
+    finally:
+        server.close()
+
+
+def test_pulls_that_keep_little_on_the_way_measure_nothing(context, server, directory):
+    goodput, wanted = Goodput(), everything(directory)
+    source = BulkSource(f"tcp://127.0.0.1:{server.port}", RUN, TOKEN)
+    pull_objects(context, source, wanted, Taken(), lambda _: None, threading.Event(), goodput)
+    assert max(w.n_bytes for w in wanted) <= 32 << 10
+    assert goodput.bytes_per_s is None

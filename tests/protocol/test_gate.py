@@ -1,9 +1,7 @@
 """Who gets in: keys, names and routes on real sockets, with a real control channel behind them."""
 
-import functools
-import threading
+import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,77 +12,26 @@ from agent.curve import ClientCurve, KeyPair, ServerCurve, new_key_pair, peer_ke
 from agent.frames import HEADER_BYTES, FrameType, Header, Wire, pack_header
 from agent.ids import AgentName, Epoch, InstanceId, Rank, RunId, Seq
 from agent.messages import (
-    AgentMessage,
     Bye,
-    CoordinatorMessage,
     Heartbeat,
     Hello,
     Refused,
     Welcome,
-    decode_coordinator_message,
-    encode,
 )
 from agent.sockets import CONTROL, HOT, SocketKind, set_options
 from agent.versions import our_versions
 from coordinator import control as control_module
 from coordinator.control import Control
-from coordinator.gate import Evictor, Gate, open_gate
+from coordinator.gate import Gate, open_gate
 from coordinator.hot_link import HotLink, HotPeer
+from coordinator.hot_socket import HotSocket
 from coordinator.identity import LinkSecrets
 from coordinator.keys import KeyStore
 from kernels.errors import AgentLostError
+from tests.protocol.dialler import SILENCE_MS, WAIT_MS, Context, Dialler, until
 
 RUN = RunId(5)
 A, B = AgentName("a"), AgentName("b")
-WAIT_MS = 10_000
-# How long we listen where nothing may come.
-SILENCE_MS = 200
-
-Context = zmq.Context[zmq.Socket[bytes]]
-
-
-def until(found: Callable[[], bool]) -> bool:
-    """Wait for what the control thread does within a few of its rounds."""
-    deadline_s = time.monotonic() + WAIT_MS / 1000
-    # Not a Poller without sockets, which returns at once: asking without a pause fills queues.
-    never = threading.Event()
-    while not found():
-        if time.monotonic() > deadline_s:
-            return False
-        never.wait(0.02)
-    return True
-
-
-class Dialler:
-    """A client of one channel, with whatever keys and routing id a test gives it."""
-
-    def __init__(
-        self, port: int, curve: ClientCurve | None, route: bytes = b"", kind: SocketKind = CONTROL
-    ) -> None:
-        self._context: Context = zmq.Context()
-        self.socket = self._context.socket(zmq.DEALER)
-        set_options(self.socket, kind, curve)
-        self.socket.setsockopt(zmq.SNDTIMEO, WAIT_MS)
-        if route:
-            self.socket.setsockopt(zmq.ROUTING_ID, route)
-        self.socket.connect(f"tcp://127.0.0.1:{port}")
-
-    def say(self, message: AgentMessage) -> None:
-        self.socket.send(encode(message))
-
-    def hears(self) -> CoordinatorMessage:
-        assert self.socket.poll(WAIT_MS), "nothing came"
-        return decode_coordinator_message(self.socket.recv())
-
-    def hears_nothing(self) -> bool:
-        return not self.socket.poll(SILENCE_MS)
-
-    def connects(self) -> bool:
-        return bool(self.socket.poll(SILENCE_MS, zmq.POLLOUT))
-
-    def close(self) -> None:
-        self.socket.close(linger=0)
-        self._context.term()
 
 
 def hello(name: str, instance: str = "1") -> Hello:
@@ -100,15 +47,12 @@ class Rig:
         self.gate = open_gate(self.context, store)
         for name, pair in self.pairs.items() if store is None else ():
             self.gate.add(name, pair.public)
-        self.hot = HotLink(self.context, "tcp://127.0.0.1:*", RUN, self._lost, self.gate.curve)
+        self.hot = HotSocket(self.context, "tcp://127.0.0.1:*", RUN, self.gate.curve)
         self.ended: list[LinkSecrets] = []
         self.control = Control(
             self.context, "tcp://127.0.0.1:*", RUN, self.hot.port, 1, self.gate, self._on_end
         )
         self.diallers: list[Dialler] = []
-
-    def _lost(self, rank: Rank) -> str:
-        return self.control.lost_reason([A, B][rank])
 
     def _on_end(self, ended: LinkSecrets) -> None:
         self.ended.append(ended)
@@ -228,10 +172,11 @@ def frame(kind: FrameType, rank: int = 0) -> bytearray:
     return out
 
 
-def join_hot(rig: Rig, names: list[AgentName], within_s: float = 10.0) -> None:
+def join_hot(rig: Rig, names: list[AgentName], within_s: float = 10.0) -> HotLink:
     peers = [HotPeer(s.hot_route, s.key) for s in rig.control.link_secrets(names)]
-    rig.hot.expect(names, peers, Epoch(1), 4096)
-    rig.hot.join(time.monotonic() + within_s)
+    link = rig.hot.expect(names, peers, Epoch(1), 4096, rig.control.lost_reason)
+    link.join(time.monotonic() + within_s)
+    return link
 
 
 def test_a_hot_link_is_a_members_only_by_route_and_key(rig: Rig) -> None:
@@ -247,8 +192,7 @@ def test_a_hot_link_is_a_members_only_by_route_and_key(rig: Rig) -> None:
     assert rig.hot.n_dropped == 2
     right = rig.dial(rig.pairs[A], a.hot_route, kind=HOT)
     right.socket.send(frame(FrameType.HELLO))
-    join_hot(rig, [A])
-    assert rig.hot.routes == [a.hot_route]
+    assert join_hot(rig, [A]).routes == [a.hot_route]
 
 
 def test_routes_are_in_rank_order(rig: Rig) -> None:
@@ -256,8 +200,7 @@ def test_routes_are_in_rank_order(rig: Rig) -> None:
     for rank, name in ((1, A), (0, B)):
         dialler = rig.dial(rig.pairs[name], welcomes[name].hot_route, kind=HOT)
         dialler.socket.send(frame(FrameType.HELLO, rank))
-    join_hot(rig, [B, A])
-    assert rig.hot.routes == [welcomes[B].hot_route, welcomes[A].hot_route]
+    assert join_hot(rig, [B, A]).routes == [welcomes[B].hot_route, welcomes[A].hot_route]
 
 
 def revoke_by_gate(rig: Rig) -> None:
@@ -273,8 +216,8 @@ def test_revoking_ends_all_links_at_once(rig: Rig, revoke: Callable[[Rig], None]
     (a, welcome), (b, _) = rig.join(A), rig.join(B)
     hot = rig.dial(rig.pairs[A], welcome.hot_route, kind=HOT)
     hot.socket.send(frame(FrameType.HELLO))
-    join_hot(rig, [A])
-    rig.hot.send(Rank(0), frame(FrameType.STEP))
+    link = join_hot(rig, [A])
+    link.send(Rank(0), frame(FrameType.STEP))
     assert hot.socket.poll(WAIT_MS)
     hot.socket.recv()
 
@@ -286,12 +229,16 @@ def test_revoking_ends_all_links_at_once(rig: Rig, revoke: Callable[[Rig], None]
     assert [e.name for e in rig.ended] == [A]
     assert rig.control.lost_reason(A) == "its key was revoked or replaced"
 
-    # The TCP connections may last a while: nothing passes on them in either direction.
+    # Nothing passes in either direction, and with that key no new connection comes about.
     with pytest.raises(AgentLostError, match="its key was revoked"):
-        assert until(lambda: rig.hot.send(Rank(0), frame(FrameType.STEP)) is not None)
-    hot.socket.send(frame(FrameType.HELLO))
-    a.say(hello("a"))
-    a.say(Heartbeat(1, 1 << 30, 0))
+        assert until(lambda: link.send(Rank(0), frame(FrameType.STEP)) is not None)
+    for dialler in (hot, a):
+        dialler.socket.setsockopt(zmq.SNDTIMEO, SILENCE_MS)
+    with contextlib.suppress(zmq.Again):
+        hot.socket.send(frame(FrameType.HELLO))
+    with contextlib.suppress(zmq.Again):
+        a.say(hello("a"))
+        a.say(Heartbeat(1, 1 << 30, 0))
     assert a.hears_nothing()
     assert not hot.socket.poll(SILENCE_MS)
     assert rig.here() == ["b"]
@@ -330,34 +277,6 @@ def test_a_running_coordinator_follows_its_key_store(
         assert until(lambda: rig.here() == [])
     finally:
         rig.close()
-
-
-def is_closed(router: zmq.Socket[bytes], route: bytes, seen: list[int]) -> bool:
-    """Whether sending fails as to a closed link; notes in `seen` what sending gave instead."""
-    try:
-        router.send_multipart([route, b"x"], zmq.NOBLOCK)
-    except zmq.ZMQError as e:
-        if e.errno == zmq.EHOSTUNREACH:
-            return True
-        seen.append(e.errno or -1)
-    else:
-        seen.append(0)
-    return False
-
-
-def test_evicting_is_harmless_for_links_that_are_not_there() -> None:
-    context: Context = zmq.Context()
-    router = context.socket(zmq.ROUTER)
-    set_options(router, HOT)
-    evictor = Evictor(context, router)
-    for route in (b"never here", b"x" * 255, b"\0auto"):
-        evictor.evict(route)
-        # For a moment the route may lead to the usurper, which is as good as nowhere.
-        seen: list[int] = []
-        assert until(functools.partial(is_closed, router, route, seen)), Counter(seen)
-    router.close(linger=0)
-    evictor.evict(b"too late")
-    context.term()
 
 
 def test_keys_are_seen_on_encrypted_links_only() -> None:

@@ -215,3 +215,18 @@ def test_pages_that_a_fork_keeps_are_no_longer_reserved(end):
     pool.apply(op(KvOpCode.OPEN, 1, 3 * P))
     write(pool, 1, 0 if end is KvOpCode.RELEASE else 10, P, 6)
     pool.check()
+
+
+def test_a_fork_copies_bytes_with_their_scales():
+    pool = KvPool(SHAPE._replace(dtype=np.int8))
+    pool.apply(op(KvOpCode.OPEN, 1, 3 * P))
+    slots = step(pool, *[(1, pos) for pos in range(P + 3)])
+    last = pool.page_table[slots[0], :, 1]
+    pool.pages[last] = np.random.default_rng(1).integers(-127, 127, pool.pages[last].shape)
+    pool.apply(op(KvOpCode.FORK, 2, 1, P + 3))
+    (slot,) = step(pool, (2, P + 3))
+    copied = pool.page_table[slot, :, 1]
+    assert not set(copied) & set(last)
+    assert pool.pages.dtype == np.int8
+    assert pool.pages.shape[1] == 2 * P * 2 + 2 * P * 4  # K, V, and a scale of each position
+    assert np.array_equal(pool.pages[copied], pool.pages[last])

@@ -3,187 +3,32 @@
 Every case runs twice: with the phases of a step walked by compiled code, and all in Python.
 """
 
-import math
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-import zmq
 
-from agent.frames import (
-    HEADER_BYTES,
-    FrameType,
-    Header,
-    Phase,
-    Wire,
-    pack_header,
-    payload_offset,
-    read_header,
-)
-from agent.ids import AgentName, Epoch, KvId, ModelId, Rank, RunId
-from agent.native import PLAIN_VARIABLE
-from agent.share import AtomRange, LayerShare
+from agent.frames import HEADER_BYTES, FrameType, Phase, Wire
+from agent.ids import Epoch
+from agent.zmq_calls import PLAIN_VARIABLE
 from coordinator import engine as engine_module
-from coordinator.engine import Engine, Rows
-from coordinator.hot_link import HotLink, HotPeer
-from coordinator.limits import Bound
-from coordinator.plan import Member, Plan, Stage
+from coordinator.hot_link import HotPeer
 from kernels.errors import AgentLostError, FaultyAgentError, RemoteError
-from kernels.layout import Geometry, WeightFormat
-
-D = 64
-GEOMETRY = Geometry(D, 3, 4, 4, 16, 128, 512, WeightFormat.F32, 1e-5)
-RUN, EPOCH = RunId(77), Epoch(3)
-N_PHASES = 2 * GEOMETRY.n_layers
-NAMES = [AgentName("a"), AgentName("b"), AgentName("c")]
-WAIT_MS = 20_000
-ROW_BYTES = 4096  # HotLink's smallest inbox row
-
-Parts = list[bytes]
-
-
-class Asked(NamedTuple):
-    """A STEP as a member got it."""
-
-    header: Header
-    frame: bytes
-
-    @property
-    def x(self) -> np.ndarray:
-        """The residual that was sent."""
-        dtype = np.float16 if self.header.wire is Wire.F16 else np.float32
-        return np.frombuffer(self.frame, dtype, offset=payload_offset(self.header.n_rows))
-
-
-def partial_of(rank: int, asked: Asked) -> np.ndarray:
-    """What member `rank` adds: a share of x that depends on everything it was asked."""
-    factor = 1 + rank + 4 * asked.header.layer + 2 * asked.header.phase
-    return (asked.x.astype(np.float32) * np.float32(factor / 64)).astype(asked.x.dtype)
-
-
-def reply(member: int, asked: Asked, data: bytes | None = None, **changes: object) -> bytes:
-    """Return the frame that answers, with some header fields changed."""
-    data = partial_of(member, asked).tobytes() if data is None else data
-    header = asked.header._replace(
-        type=FrameType.PARTIAL, rank=Rank(member), n_rows=0, busy_us=5, payload_bytes=len(data)
-    )
-    frame = bytearray(HEADER_BYTES + len(data))
-    pack_header(frame, header._replace(**changes))  # type: ignore[arg-type]
-    frame[HEADER_BYTES:] = data
-    return bytes(frame)
-
-
-# Given a rank and what it was asked: the messages to send.
-Script = Callable[[int, Asked], list[Parts]]
-
-
-def honest(rank: int, asked: Asked) -> list[Parts]:
-    return [[reply(rank, asked)]]
-
-
-class FakeMember:
-    """A member in a thread of its own that answers each STEP as its script says."""
-
-    def __init__(self, rank: int, port: int, script: Script) -> None:
-        self.asked: list[Asked] = []
-        self._rank, self._script = rank, script
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(port,))
-        self._thread.start()
-
-    def _run(self, port: int) -> None:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.ROUTING_ID, f"{NAMES[self._rank]}/1".encode())
-        socket.setsockopt(zmq.RCVTIMEO, 20)
-        socket.setsockopt(zmq.SNDTIMEO, WAIT_MS)
-        socket.connect(f"tcp://127.0.0.1:{port}")
-        hello = bytearray(HEADER_BYTES)
-        pack_header(
-            hello,
-            Header(FrameType.HELLO, Wire.F32, EPOCH, RUN, 0, rank=Rank(self._rank)),  # type: ignore[arg-type]
-        )
-        socket.send(hello)
-        while not self._stop.is_set():
-            try:
-                frame = socket.recv()
-            except zmq.Again:
-                continue
-            header = read_header(frame, len(frame))
-            if header.type is FrameType.STEP:
-                self.asked.append(Asked(header, frame))
-                for parts in self._script(self._rank, self.asked[-1]):
-                    if parts == [b"leave"]:
-                        self._stop.set()
-                    else:
-                        socket.send_multipart(parts)
-        socket.close(linger=0)
-        context.term()
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-
-def plan(wire: str) -> Plan:
-    shares = [
-        tuple(
-            LayerShare(layer, (AtomRange(g, n),), (AtomRange(g, n),))
-            for layer in range(GEOMETRY.n_layers)
-        )
-        for g, n in ((0, 1), (1, 1), (2, 2))
-    ]
-    vocab: list[tuple[AtomRange, ...]] = [(AtomRange(0, GEOMETRY.n_vocab_atoms),), (), ()]
-    members = tuple(Member(n, s, v) for n, s, v in zip(NAMES, shares, vocab, strict=True))
-    return Plan(ModelId("0" * 32), (Stage(0, GEOMETRY.n_layers, members),), wire=wire)  # type: ignore[arg-type]
-
-
-class Rig:
-    """An engine and its three members."""
-
-    def __init__(
-        self,
-        script: Script,
-        wire: str = "f16",
-        lost: Callable[[Rank], str] | None = None,
-        bound: Bound = lambda *_: math.inf,
-    ):
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.link = HotLink(self.context, "tcp://127.0.0.1:*", RUN, lost or (lambda _: ""))
-        self.members = [FakeMember(r, self.link.port, script) for r in range(len(NAMES))]
-        peers = [HotPeer(f"{name}/1".encode()) for name in NAMES]
-        self.link.expect(NAMES, peers, EPOCH, HEADER_BYTES + 4 * 8 * D)
-        self.link.join(time.monotonic() + 20)
-        self.engine = Engine(self.link, plan(wire), GEOMETRY, RUN, EPOCH, 8, bound)
-
-    def step(self, n_rows: int = 1, seed: int = 0) -> np.ndarray:
-        """Run one step without vocabulary and return the residual that it ends with."""
-        x = np.random.default_rng(seed).standard_normal((n_rows, D)).astype(np.float32)
-        self.engine.step(x, Rows([KvId(1)] * n_rows, list(range(n_rows))))
-        return self.engine._workspace(n_rows).x.copy()
-
-    def close(self) -> None:
-        for member in self.members:
-            member.close()
-        self.link.close()
-        self.context.term()
-
-
-def expected(n_rows: int, wire: str, seed: int = 0) -> np.ndarray:
-    """What the step must give, in NumPy."""
-    dtype = np.float16 if wire == "f16" else np.float32
-    x = np.random.default_rng(seed).standard_normal((n_rows, D)).astype(np.float32)
-    for layer in range(GEOMETRY.n_layers):
-        for phase in (0, 1):
-            sent = x.astype(dtype)
-            for rank in range(len(NAMES)):
-                factor = np.float32((1 + rank + 4 * layer + 2 * phase) / 64)
-                x = x + (sent.astype(np.float32) * factor).astype(dtype).astype(np.float32)
-    return x
+from tests.protocol.fake_members import (
+    EPOCH,
+    GEOMETRY,
+    N_PHASES,
+    NAMES,
+    ROW_BYTES,
+    Asked,
+    D,
+    Parts,
+    Rig,
+    expected,
+    honest,
+    reply,
+)
 
 
 @pytest.fixture(params=["compiled", "plain"], autouse=True)
@@ -251,7 +96,36 @@ def test_foreign_frames_are_dropped_and_the_step_goes_on(
     r = rig(script)
     assert np.array_equal(r.step(), expected(1, "f16"))
     assert np.array_equal(r.step(seed=1), expected(1, "f16", 1))
-    assert r.link.n_dropped == 2 * 2 * 2
+    assert r.socket.n_dropped == 2 * 2 * 2
+
+
+def test_hellos_of_the_plan_to_come_are_taken_in_the_middle_of_a_step(
+    rig: Callable[..., Rig],
+) -> None:
+    """Rank 2 of the plan in force is rank 0 of the one to come; rank 1 only says that it is."""
+
+    def script(rank: int, asked: Asked) -> list[Parts]:
+        hello = reply(rank, asked, b"", type=FrameType.HELLO, epoch=EPOCH + 1, rank=0, seq=0)
+        is_time = asked.header.layer == 1 and asked.header.phase is Phase.MLP
+        return [[hello]] * (is_time and rank > 0) + honest(rank, asked)
+
+    r = rig(script)
+    peers = [HotPeer(f"{NAMES[2]}/1".encode())]
+    coming = r.socket.expect(NAMES[2:], peers, Epoch(EPOCH + 1), 4096, lambda _: "")
+    assert np.array_equal(r.step(), expected(1, "f16"))
+    assert coming.joined
+    assert coming.routes == [peers[0].route]
+    assert r.socket.n_dropped == 1
+    assert np.array_equal(r.step(seed=1), expected(1, "f16", 1))
+    assert r.socket.n_dropped == 3
+
+
+def test_an_engine_of_a_link_that_ended_says_so(rig: Callable[..., Rig]) -> None:
+    r = rig(honest)
+    r.step()
+    r.link.end()
+    with pytest.raises(RemoteError, match="the plan was replaced meanwhile"):
+        r.step()
 
 
 def test_a_reply_that_comes_twice_counts_once(rig: Callable[..., Rig]) -> None:
@@ -304,7 +178,9 @@ def test_a_member_known_to_be_lost_ends_the_step(rig: Callable[..., Rig]) -> Non
             return []
         return honest(rank, asked)
 
-    r = rig(script, lost=lambda rank: "its cable was cut" if silent.is_set() and rank == 0 else "")
+    r = rig(
+        script, lost=lambda name: "its cable was cut" if silent.is_set() and name == "a" else ""
+    )
     with pytest.raises(AgentLostError, match="agent 'a' was lost: its cable was cut"):
         r.step()
 
@@ -383,3 +259,21 @@ def test_in_f32_a_member_may_send_what_its_weights_can_give(
                 r.step()
             assert e.value.agent == "b"
     assert asked_about == [(1, Phase.MLP, 1)]
+
+
+def test_a_step_looks_up_from_its_work_while_no_reply_is_awaited(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "BETWEEN_DISPATCHES", 4)
+    r = rig(honest, "f32")
+    looks: list[list[int]] = []
+    r.engine.between = lambda: looks.append([len(member.asked) for member in r.members])
+    assert np.array_equal(r.step(1, 5), expected(1, "f32", 5))
+    # As many frames were answered by each: nobody owed one.
+    assert all(len(set(seen)) == 1 for seen in looks)
+    counts = {seen[0] for seen in looks}
+    assert {0, 4, N_PHASES} <= counts
+    n_looks = len(looks)
+    r.engine.between = None
+    r.step(1, 6)
+    assert len(looks) == n_looks

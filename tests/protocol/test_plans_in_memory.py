@@ -13,6 +13,7 @@ from agent.kv_ops import KvOp, KvOpCode
 from agent.leases import Leases
 from agent.member import kv_shape, wanted_atoms
 from agent.messages import Failed, Heartbeat, Ready, Release
+from agent.migration_messages import Arrive, Begun, Group, MoveEnd, MoveEnded, MoveFailed, Share
 from agent.puller import Cancelled
 from kernels.errors import ResourceError
 from tests.protocol.agent_harness import assignment, make_model, running
@@ -225,3 +226,26 @@ def test_a_plan_that_is_not_released_keeps_its_weights(model, tmp_path):
         header, after = coordinator.step(Phase.MLP, 1, numbers(1), [(1, 0)])
         assert (header.type, header.epoch) == (FrameType.PARTIAL, 1)
         assert after == before
+
+
+@pytest.mark.parametrize("fits", [False, True])
+def test_a_mirror_takes_no_more_than_what_plans_leave_of_the_offer(model, tmp_path, fits):
+    plan = assignment(model, 0xABCDEF, 1, **HALVES[0])
+    # As much as the plan's own pool, which has as many groups.
+    mirror_bytes = kv_shape(plan, model.geometry).pool_bytes
+    limit = needs(plan, model) + mirror_bytes - (not fits)
+    with running(model, no_disk(tmp_path), "--memory", str(limit)) as (coordinator, _):
+        coordinator.join(plan)
+        share = Share(0, "other", "a", (Group(0, 1), Group(1, 1)))
+        coordinator.tell(Arrive(plan.run_id, 2, 1, (share,), mirror=True))
+        told = coordinator.until(Begun, MoveFailed)
+        assert isinstance(told, Begun if fits else MoveFailed)
+        if fits:
+            coordinator.tell(MoveEnd(plan.run_id, 2, 2))
+            coordinator.until(MoveEnded)
+        else:
+            assert f"a mirror of 2 head groups takes {mirror_bytes} bytes" in told.reason
+        # Either way there is room for the next plan once this one has gone.
+        coordinator.tell(Release(1))
+        ready = coordinator.assign(assignment(model, plan.run_id, 3, **HALVES[0]), (Ready, Failed))
+        assert isinstance(ready, Ready)

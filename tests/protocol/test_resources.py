@@ -1,7 +1,9 @@
+import os
+
 import pytest
 
+from agent.memory import Free, Memory, available_memory_bytes
 from agent.resources import (
-    available_memory_bytes,
     check_platform,
     check_this_platform,
     cpu_quota,
@@ -100,6 +102,60 @@ def test_cgroup_paths():
 def test_available_memory_under_cgroups(tmp_path, files, expected_mib):
     write(tmp_path, {"proc/meminfo": MEMINFO, **files})
     assert available_memory_bytes(tmp_path) == expected_mib * MIB
+
+
+@pytest.mark.parametrize(
+    ("prefix", "directory", "line", "limit", "usage"),
+    [
+        ("", "sys/fs/cgroup/a", "0::/a", "memory.max", "memory.current"),
+        ("total_", "sys/fs/cgroup/memory/a", "4:memory:/a", "memory.limit_in_bytes",
+         "memory.usage_in_bytes"),
+    ],
+)  # fmt: skip
+def test_mapped_files_are_free_in_effect(tmp_path, prefix, directory, line, limit, usage):
+    stat = f"{prefix}inactive_file {10 * MIB}\n{prefix}active_file {30 * MIB}\n"
+    files = {
+        "proc/meminfo": MEMINFO,
+        "proc/self/cgroup": f"{line}\n",
+        f"{directory}/{limit}": f"{100 * MIB}\n",
+        f"{directory}/{usage}": f"{60 * MIB}\n",
+        f"{directory}/memory.stat": stat,
+    }
+    write(tmp_path, files)
+    memory = Memory(tmp_path)
+    assert memory.look() == Free(50 * MIB, 80 * MIB)
+    # Files stay open from here on.
+    write(tmp_path, {f"{directory}/{usage}": f"{90 * MIB}\n"})
+    assert memory.look() == Free(20 * MIB, 50 * MIB)
+    write(tmp_path, {f"{directory}/{limit}": "max\n"})
+    assert memory.look() == Free(2048 * MIB, 2048 * MIB)
+    write(tmp_path, {"proc/meminfo": "MemAvailable: 1024 kB\n"})
+    assert memory.look() == Free(MIB, MIB)
+
+
+def test_a_process_that_is_put_into_another_cgroup_notices(tmp_path):
+    limits = {"a": 300, "b": 200}
+    write(tmp_path, {"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/a\n"})
+    memory = Memory(tmp_path)
+    assert memory.look().available_bytes == 2048 * MIB
+    for name, limit_mib in limits.items():
+        write(tmp_path, {f"sys/fs/cgroup/{name}/memory.max": f"{limit_mib * MIB}\n"})
+    assert memory.look().available_bytes == 300 * MIB
+    write(tmp_path, {"proc/self/cgroup": "0::/b\n"})
+    assert memory.look().available_bytes == 200 * MIB
+
+
+def test_looking_again_opens_nothing(tmp_path):
+    write(tmp_path, {"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/a\n"})
+    write(tmp_path, {"sys/fs/cgroup/a/memory.max": f"{100 * MIB}\n"})
+    memory = Memory(tmp_path)
+    memory.look()
+    n_open = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        memory.look()
+    assert len(os.listdir("/proc/self/fd")) == n_open
+    del memory
+    assert len(os.listdir("/proc/self/fd")) == n_open - 3
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,21 @@
 import random
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agent import events as ev
+from agent import migration_messages as move
+from agent.kv_shape import KvShape
 from agent.messages import (
     Assignment,
     Bye,
     Failed,
     Hello,
     Loading,
+    ProbeLink,
     Ready,
     Refused,
     Release,
@@ -19,10 +23,12 @@ from agent.messages import (
     Versions,
     Welcome,
 )
+from agent.runtime import Runtime
 from agent.session import DIAL_S, MAX_RETRY_S, Link, Session
 
 VERSIONS = Versions("0.1.0", 1, 1, 1)
 HELLO = Hello("a", "i", VERSIONS, 4, 4, 1000, 1e9)
+SHAPE = KvShape(2, 8, np.uint16, 192, 192, 3)
 WELCOME = Welcome(7, 1, 2, 1.0, VERSIONS)
 
 
@@ -52,8 +58,10 @@ def joined():
 
 def loaded(session, epoch, now_s=1.0):
     told = assignment(epoch)
-    assert session.on_event(ev.Received(told), now_s)[-1] == ev.Load(told)
-    assert session.on_event(ev.Loaded(key(epoch), ready(epoch)), now_s) == [ev.Adopt(key(epoch))]
+    assert ev.Load(told) in session.on_event(ev.Received(told), now_s)
+    assert session.on_event(ev.Loaded(key(epoch), ready(epoch), SHAPE), now_s) == [
+        ev.Adopt(key(epoch))
+    ]
     assert session.on_event(ev.Joined(key(epoch)), now_s) == [ev.Send(ready(epoch))]
 
 
@@ -62,9 +70,20 @@ def test_the_way_to_ready():
     told = assignment(1)
     assert session.on_event(ev.Received(told), 1.0) == [ev.Load(told)]
     assert session.on_event(ev.Progress(key(1), 5, 9), 1.1) == [ev.Send(Loading(1, 5, 9))]
-    assert session.on_event(ev.Loaded(key(1), ready(1)), 1.2) == [ev.Adopt(key(1))]
+    assert session.on_event(ev.Loaded(key(1), ready(1), SHAPE), 1.2) == [ev.Adopt(key(1))]
     assert session.on_event(ev.Joined(key(1)), 1.3) == [ev.Send(ready(1))]
     assert session.on_event(ev.Tick(), 1.25) == [ev.SendHeartbeat(1)]
+
+
+def test_a_link_is_probed_when_nothing_is_loading():
+    probe = ev.Received(ProbeLink(1 << 20))
+    assert fresh().on_event(probe, 0.0) == []
+    session = joined()
+    assert session.on_event(probe, 1.0) == [ev.Probe(1 << 20)]
+    session.on_event(ev.Received(assignment(1)), 1.0)
+    assert session.on_event(probe, 1.0) == []
+    session.on_event(ev.Loaded(key(1), ready(1), SHAPE), 1.0)
+    assert session.on_event(probe, 1.0) == [ev.Probe(1 << 20)]
 
 
 def test_heartbeats_keep_their_rhythm():
@@ -73,6 +92,14 @@ def test_heartbeats_keep_their_rhythm():
     assert session.on_event(ev.Tick(), 1.0) == []
     assert session.on_event(ev.Tick(), 1.2) == [ev.SendHeartbeat(0)]
     assert session.next_due_s() == pytest.approx(2.2)
+
+
+def test_a_changed_speed_is_told_at_once_and_the_rhythm_starts_from_there():
+    assert fresh().on_event(ev.SpeedChanged(), 0.0) == []
+    session = joined()
+    assert session.on_event(ev.SpeedChanged(), 0.5) == [ev.SendHeartbeat(0)]
+    assert session.on_event(ev.Tick(), 1.2) == []
+    assert session.on_event(ev.Tick(), 1.5) == [ev.SendHeartbeat(0)]
 
 
 @pytest.mark.parametrize("heartbeat_s", [0.0, -5.0, 1e9])
@@ -89,8 +116,8 @@ def test_a_lost_link_drops_everything_and_dials_again():
     session.on_event(ev.Received(assignment(2)), 2.0)
     actions = session.on_event(ev.LinkLost("gone"), 3.0)
     assert actions[0] == ev.Warn("lost the coordinator at tcp://c:1: gone")
-    assert actions[1:] == [ev.CancelLoad(key(2)), ev.CloseHot(), ev.HangUp()]
-    assert session.on_event(ev.Loaded(key(2), ready(2)), 3.0) == [ev.Drop(key(2))]
+    assert actions[1:] == [ev.CancelLoad(key(2)), ev.CloseMoves(), ev.CloseHot(), ev.HangUp()]
+    assert session.on_event(ev.Loaded(key(2), ready(2), SHAPE), 3.0) == [ev.Drop(key(2))]
     assert session.on_event(ev.Tick(), session.next_due_s()) == [ev.Dial()]
 
 
@@ -132,7 +159,7 @@ def test_a_new_assignment_takes_the_place_of_one_that_is_loading():
     session.on_event(ev.Received(assignment(1)), 1.0)
     told = assignment(2)
     assert session.on_event(ev.Received(told), 1.0) == [ev.CancelLoad(key(1)), ev.Load(told)]
-    assert session.on_event(ev.Loaded(key(1), ready(1)), 1.0) == [ev.Drop(key(1))]
+    assert session.on_event(ev.Loaded(key(1), ready(1), SHAPE), 1.0) == [ev.Drop(key(1))]
 
 
 @pytest.mark.parametrize("told", [assignment(1), assignment(0), assignment(3, run_id=8)])
@@ -150,7 +177,8 @@ def test_two_epochs_at_most():
     loaded(session, 2)
     (action,) = session.on_event(ev.Received(assignment(3)), 2.0)
     assert action == ev.Send(Failed(3, "2 epochs are held already; release one first"))
-    assert session.on_event(ev.Received(Release(1)), 2.0) == [ev.Drop(key(1))]
+    # Nothing is going to move any more, as far as this board knows.
+    assert session.on_event(ev.Received(Release(1)), 2.0) == [ev.Drop(key(1)), ev.CloseMoves()]
     loaded(session, 4)
 
 
@@ -170,7 +198,7 @@ def test_failures_are_told():
 
 STALE = key(1, run_id=6)
 STALE_EVENTS = [
-    (ev.Progress(STALE, 1, 2), []), (ev.Loaded(STALE, ready(1)), [ev.Drop(STALE)]),
+    (ev.Progress(STALE, 1, 2), []), (ev.Loaded(STALE, ready(1), SHAPE), [ev.Drop(STALE)]),
     (ev.Joined(STALE), []), (ev.LoadFailed(STALE, "late"), []),
 ]  # fmt: skip
 
@@ -181,7 +209,7 @@ def test_late_work_of_a_former_run_is_not_taken_for_the_present_one(event, actio
     session = joined()
     steps = [
         (ev.Received(assignment(1)), ev.Load(assignment(1))),
-        (ev.Loaded(key(1), ready(1)), ev.Adopt(key(1))),
+        (ev.Loaded(key(1), ready(1), SHAPE), ev.Adopt(key(1))),
         (ev.Joined(key(1)), ev.Send(ready(1))),
     ]
     n_before = ["idle", "loading", "adopted", "ready"].index(stage)
@@ -200,9 +228,9 @@ def test_the_first_epochs_of_two_runs_are_told_apart():
     session.on_event(ev.Received(Welcome(8, 1, 2, 1.0, VERSIONS)), 2.0)
     session.on_event(ev.Received(assignment(1, run_id=8)), 2.0)
     assert session.on_event(ev.LoadFailed(key(1), "late"), 2.1) == []
-    assert session.on_event(ev.Loaded(key(1), ready(1)), 2.1) == [ev.Drop(key(1))]
+    assert session.on_event(ev.Loaded(key(1), ready(1), SHAPE), 2.1) == [ev.Drop(key(1))]
     right = key(1, run_id=8)
-    assert session.on_event(ev.Loaded(right, ready(1)), 2.2) == [ev.Adopt(right)]
+    assert session.on_event(ev.Loaded(right, ready(1), SHAPE), 2.2) == [ev.Adopt(right)]
     assert session.on_event(ev.Joined(key(1)), 2.3) == []
     assert session.on_event(ev.Joined(right), 2.3) == [ev.Send(ready(1))]
 
@@ -260,7 +288,7 @@ class SessionMachine(RuleBasedStateMachine):
         super().__init__()
         self.session = fresh()
         self.now_s = 0.0
-        self.hot_open = False
+        self.hot_open = self.moves_open = False
         self.held = set()
 
     def happen(self, event):
@@ -271,6 +299,7 @@ class SessionMachine(RuleBasedStateMachine):
                     assert not self.hot_open
                     self.hot_open = True
                 case ev.CloseHot():
+                    assert not self.moves_open
                     self.hot_open = False
                     self.held.clear()
                 case ev.Adopt(load):
@@ -279,11 +308,22 @@ class SessionMachine(RuleBasedStateMachine):
                     self.held.add(load)
                 case ev.Drop(load):
                     self.held.discard(load)
+                case ev.OpenMoves():
+                    assert not self.moves_open
+                    self.moves_open = True
+                case ev.CloseMoves():
+                    assert self.moves_open
+                    self.moves_open = False
+                case ev.PoolJob(load):
+                    assert self.moves_open
+                    assert load.run_id == 7
 
     @rule(wait_s=st.floats(0, 20))
     def tick(self, wait_s):
         self.now_s += wait_s
         self.happen(ev.Tick())
+        # What was due is done: nobody is woken again and again for the same.
+        assert self.session.next_due_s() > self.now_s
 
     @rule(event=st.sampled_from(LINK_EVENTS))
     def link(self, event):
@@ -293,11 +333,38 @@ class SessionMachine(RuleBasedStateMachine):
     def epoch_event(self, epoch, run_id, kind):
         load = key(epoch, run_id)
         event = [
-            ev.Received(assignment(epoch, run_id)), ev.Loaded(load, ready(epoch)),
+            ev.Received(assignment(epoch, run_id)), ev.Loaded(load, ready(epoch), SHAPE),
             ev.Joined(load), ev.LoadFailed(load, "x"), ev.Progress(load, 1, 2),
             ev.Received(Release(epoch)),
         ][kind]  # fmt: skip
         self.happen(event)
+
+    @rule(epoch=st.integers(2, 6), run_id=st.sampled_from([7, 7, 7, 6]), kind=st.integers(0, 5),
+          version=st.integers(1, 3), n_tokens=st.integers(0, 192))  # fmt: skip
+    def order(self, epoch, run_id, kind, version, n_tokens):
+        shares = (
+            move.Share(0, "b", "a", (move.Group(0, 0), move.Group(1, 0))),
+            move.Share(1, "a", "a", (move.Group(0, 1),)),
+            move.Share(2, "a", "b", (move.Group(0, 1),)),
+        )
+        want = move.Want(run_id, epoch, 3, version, n_tokens, floor=n_tokens // 2)
+        self.happen(ev.Received([
+            move.Arrive(run_id, epoch, epoch - 1, shares),
+            move.Depart(run_id, epoch, epoch - 1, shares), want, want,
+            move.Want(run_id, epoch, 3, version, 0, gone=True),
+            move.MoveEnd(run_id, epoch, epoch - version % 2),
+        ][kind]))  # fmt: skip
+
+    @rule(epoch=st.integers(2, 6), run_id=st.sampled_from([7, 7, 7, 6]), kind=st.integers(0, 6),
+          number=st.integers(1, 8), hint=st.sampled_from([0, 4096]))  # fmt: skip
+    def move_event(self, epoch, run_id, kind, number, hint):
+        load = key(epoch, run_id)
+        self.happen([
+            ev.BulkUp(), ev.RowsPlaced(load, number), ev.RowsMissing(load, number, "x"),
+            ev.RowsRead(load, number, bytearray(5)), ev.PoolFailed(load, "x"),
+            ev.BulkReceived(move.KvAsk(run_id, epoch, number, 2, 3, 0, 1, 0, 5)),
+            ev.BulkReceived(move.KvRows(run_id, epoch, number, 0, "", hint), b""),
+        ][kind])  # fmt: skip
 
     @invariant()
     def bounds(self):
@@ -308,3 +375,20 @@ class SessionMachine(RuleBasedStateMachine):
 
 SessionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestSessionMachine = SessionMachine.TestCase
+
+
+def test_a_runtime_that_ends_says_nothing_more():
+    """A heartbeat after BYE is one of an agent that the coordinator does not know any more."""
+    asked = []
+
+    class Ending:
+        def on_event(self, event, now_s):
+            asked.append(event)
+            return [ev.Exit(0, "done")]
+
+    runtime = Runtime.__new__(Runtime)
+    runtime._session, runtime._ended = Ending(), None
+    for _ in range(2):
+        runtime._handle(ev.Tick())
+    assert len(asked) == 1
+    assert runtime._ended == ev.Exit(0, "done")

@@ -1,12 +1,15 @@
 """Commands as real processes: read while they run, waited for with deadlines, never left behind."""
 
+import fcntl
 import os
+import random
 import re
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,19 +26,32 @@ ROOT = Path(__file__).resolve().parents[2]
 HEADWISE = (sys.executable, "-m", "tools.cli")
 AGENT = (sys.executable, "-m", "agent")
 DEADLINE_S = 60.0
+_RANDOM = random.SystemRandom()
+_LOCKS = Path(tempfile.gettempdir()) / f"headwise-test-ports.{os.getuid()}"
+_MAX_PORTS = 4
 
 
 def free_port(n_ports: int = 3) -> int:
-    """Return the first of n_ports free ports in a row, as `--bind` needs them."""
+    """Return the first of n_ports free ports in a row, as `--bind` needs them.
+
+    They lie below those that the system lends to outgoing connections: an agent that dials before
+    anybody listens is lent such a port, sometimes the very one that it dials. No other test gets
+    them as long as this process lives: coordinators come and go, and their agents keep dialling.
+    """
+    assert n_ports <= _MAX_PORTS
+    words = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    lowest, highest = 10_000, min(int(words[0]), 32_768) - _MAX_PORTS
+    _LOCKS.mkdir(exist_ok=True)
     while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
+        port = _RANDOM.randrange(lowest, highest, _MAX_PORTS)
+        lock = os.open(_LOCKS / str(port), os.O_CREAT | os.O_RDWR)
         try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for i in range(n_ports):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", port + i))
-        except (OSError, OverflowError):
+        except OSError:
+            os.close(lock)
             continue
         return port
 

@@ -84,5 +84,5 @@ def scripted_model(root: Path, text: str, ends: bool = True) -> Path:
     source = root / "source"
     make_checkpoint(source, CONFIG, tensors)
     (source / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
-    convert(source, root / "scripted", "f32")
+    convert(source, root / "scripted", "q8")
     return root / "scripted"

@@ -265,7 +265,7 @@ def test_a_damaged_embedding_table_of_the_coordinator_is_found(
 ) -> None:
     """An untied embedding is read by the coordinator alone: no agent would notice."""
     model = tmp_path / "model"
-    convert(DATA / "qwen3", model, "f16")
+    convert(DATA / "qwen3", model, "q8")
     with ModelDirectory.open(model) as directory:
         atom = directory.manifest.atom("embedding", -1, 0)
     with (model / "weights.bin").open("r+b") as file:

@@ -14,8 +14,10 @@ import coordinator.installer
 import tools.bandwidth
 import tools.bench
 import tools.bench_measure
+from agent.share import KvFormat
 from kernels.errors import ResourceError
 from kernels.pool import Pool
+from tests.system.bench_commands import measure_little, refused_by, shape_file
 from tests.system.processes import Command
 from tests.unit.tiny_checkpoint import TINY_CONFIG
 from tools.bench_measure import Models, check_memory
@@ -40,16 +42,12 @@ ROW_FIELDS = {
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read little memory: no figure matters here."""
-    monkeypatch.setattr(tools.bench, "last_level_cache_bytes", lambda: 1 << 20)
-    monkeypatch.setattr(tools.bandwidth, "MEASURE_S", 1e-6)
+    measure_little(monkeypatch, tools.bench)
 
 
 @pytest.fixture
 def shape(tmp_path: Path) -> Path:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(TINY_CONFIG))
-    return path
+    return shape_file(tmp_path, TINY_CONFIG)
 
 
 def said(capsys: Capture, *words: str | Path) -> str:
@@ -58,15 +56,7 @@ def said(capsys: Capture, *words: str | Path) -> str:
 
 
 def refused(capsys: Capture, *words: str | Path) -> tuple[int, str]:
-    """Return exit code and stderr of a command that measures nothing."""
-    try:
-        code = main(["bench", *map(str, words)])
-    except SystemExit as e:  # argparse
-        code = int(e.code or 0)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "Traceback" not in captured.err
-    return code, captured.err
+    return refused_by(main, capsys, "bench", *words)
 
 
 def test_json_has_a_row_for_every_configuration(capsys: Capture, shape: Path) -> None:
@@ -88,6 +78,14 @@ def test_json_has_a_row_for_every_configuration(capsys: Capture, shape: Path) ->
         assert len(r["repeats_tokens_per_s"]) == 2
     assert result["start_s"] > 0
     assert result["kernel_cache"] in ("cold", "warm")
+
+
+@pytest.mark.slow  # one more specialisation of the kernels
+def test_int8_keys_and_values_are_measured(capsys: Capture, shape: Path) -> None:
+    words = ["--shape", shape, "--dtype", "q4", "-p", "70", "-n", "3", "-t", "2", "-r", "1"]
+    result = json.loads(said(capsys, *words, "--kv", "int8", "-o", "json").splitlines()[-1])
+    assert (result["kv"], result["exact"]) == ("int8", False)
+    assert all(row["tokens_per_s"] > 0 for row in result["results"])
 
 
 def test_csv_and_markdown(capsys: Capture, shape: Path) -> None:
@@ -125,6 +123,7 @@ def test_a_model_directory_is_measured_as_it_is(capsys: Capture) -> None:
         (["-n", "9" * 5000], "is no whole number"),
         (["-ub", "513"], "513 is not possible"),
         (["-o", "xml"], "invalid choice: 'xml'"),
+        (["--kv", "q8"], "invalid choice: 'q8'"),
         (["-p", "0", "-n", "0"], "nothing to measure"),
         (["--dtype", "q8", "-m", "x"], "several go with --shape"),
         (["--shape", "x", "-m", "x"], "not allowed with argument"),
@@ -231,11 +230,13 @@ def test_making_weights_takes_no_more_than_it_says(
     assert peak_bytes - store.nbytes <= making_bytes(manifest.geometry)
 
 
-def test_bytes_count_weights_once_a_call_and_the_context(shape: Path) -> None:
-    manifest, setup = random_manifest(shape, "q4"), Setup(8, 40, True)
+@pytest.mark.parametrize("kv", ["f32", "f16", "int8"])
+def test_bytes_count_weights_once_a_call_and_the_context(shape: Path, kv: KvFormat) -> None:
+    manifest, setup = random_manifest(shape, "q4"), Setup(8, 40, True, kv)
     model = BenchModel(manifest, random_weights(manifest), setup, Pool(1))
     g = manifest.geometry
-    all_bytes, kv_bytes = weights_bytes(manifest), 2 * g.n_layers * g.n_kv_heads * g.head_dim * 4
+    row_bytes = {"f32": 4 * g.head_dim, "f16": 2 * g.head_dim, "int8": g.head_dim + 4}[kv]
+    all_bytes, kv_bytes = weights_bytes(manifest), 2 * g.n_layers * g.n_kv_heads * row_bytes
     vocab_bytes = g.n_vocab_atoms * g.vocab_bytes
     assert model.decode_bytes(5, 3) == 3 * all_bytes + (6 + 7 + 8) * kv_bytes
     # 20 tokens in calls of 8: contexts of 8 + 5, 16 + 5 and 20 + 5.

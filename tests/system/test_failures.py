@@ -14,7 +14,8 @@ import pytest
 from tests.system.processes import AGENT, Command, Words, free_port
 
 ENDLESS = ["--prompt-ids", "5,6,7", "-n", "8000", "-c", "8192"]
-# Limits of the issue and, for a frozen agent, three missed heartbeats and the end of its process.
+# Limits of the issue and, for a frozen agent, the silence until it is given up and the end of its
+# process.
 KILLED_S = 3.0
 FROZEN_S = 6.0
 ORPHANED_S = 5.0
@@ -39,27 +40,53 @@ def check_failed(coordinator: Command, text: str) -> None:
     lines = coordinator.stderr.splitlines()
     assert len(lines) == 1, coordinator.stderr
     assert re.match(r"error: " + text, lines[0])
-    assert lines[0].endswith("start the request again")
     # What was written before stays on stdout, as whole ids and a last line feed.
     assert re.fullmatch(r"(\d+ )+\n", coordinator.stdout)
 
 
+def check_goes_on(coordinator: Command, lost: str) -> None:
+    """Within seconds more words come, and one line says who is missing."""
+    coordinator.until("stderr", rf"agent '{lost}' was lost: [^\n]*; going on with [^\n]*\n")
+    n_words = len(coordinator.stdout.split())
+    coordinator.until("stdout", rf"(\d+ ){{{n_words + 20}}}")
+    assert coordinator.popen.poll() is None
+    assert coordinator.stderr.count("\n") == 1, coordinator.stderr
+
+
+def stop(coordinator: Command) -> None:
+    coordinator.signal(signal.SIGINT)
+    assert coordinator.wait() == 130
+
+
 # In the run where nothing else keeps the processors busy: seconds count here.
 @pytest.mark.slow
-def test_a_killed_agent_ends_the_request_with_its_name(writing: Command) -> None:
+def test_after_a_kill_the_text_goes_on_or_ends_with_the_name(writing: Command) -> None:
     name, agent = max(writing.agents().items())
+    survives = len(writing.agents()) > 1
     agent.kill()
     killed_s = time.monotonic()
+    if survives:
+        check_goes_on(writing, name)
+        assert time.monotonic() - killed_s < KILLED_S
+        stop(writing)
+        return
     writing.wait()
     assert time.monotonic() - killed_s < KILLED_S
     check_failed(writing, f"agent '{name}' was lost: ")
 
 
 @pytest.mark.slow
-def test_a_frozen_agent_ends_the_request_with_its_name(writing: Command) -> None:
+def test_after_a_freeze_the_text_goes_on_or_ends_with_the_name(writing: Command) -> None:
     name, agent = max(writing.agents().items())
+    survives = len(writing.agents()) > 1
     agent.suspend()
     frozen_s = time.monotonic()
+    if survives:
+        check_goes_on(writing, name)
+        assert time.monotonic() - frozen_s < FROZEN_S
+        agent.resume()
+        stop(writing)
+        return
     writing.wait()
     assert time.monotonic() - frozen_s < FROZEN_S
     check_failed(writing, f"agent '{name}' was lost: (no heartbeat for|its hot link is closed)")
@@ -111,9 +138,9 @@ def test_an_agent_that_leaves_says_bye_and_ends_well(endless: Path, tmp_path: Pa
         leaves.signal(signal.SIGTERM)
         left_s = time.monotonic()
         assert leaves.wait() == 0
-        assert coordinator.wait() == 1
+        check_goes_on(coordinator, "pi-2")
         assert time.monotonic() - left_s < KILLED_S
-        check_failed(coordinator, r"agent 'pi-2' was lost: (it left: SIGTERM|its hot link)")
+        stop(coordinator)
         # The other one waits for the next run.
         stays.until("stderr", "the coordinator ended its run|lost the coordinator")
         assert stays.popen.poll() is None

@@ -45,7 +45,7 @@ def boards(tmp_path: Path) -> Iterator[Board]:
 
 def granted(cluster: Cluster, port: int, token: bytes) -> set[str]:
     """Return the objects that the bulk channel sends to whoever shows that token."""
-    bulk: BulkServer = cluster._bulk
+    bulk: BulkServer = cluster._channels.bulk
     found = set()
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
@@ -70,7 +70,7 @@ def test_agents_pull_their_own_part_and_nothing_else(
         assert len(words) == 10
         links = cluster.control.link_secrets(NAMES)
         parts = [granted(cluster, bulk_port, link.bulk_token) for link in links]
-        everything = set(cluster._bulk.object_ids)
+        everything = set(cluster._channels.bulk.object_ids)
         # The manifest and norms are common; heads, columns and words belong to one of the two.
         assert all(cluster.directory.model_id in part for part in parts)
         assert all(part < everything for part in parts)
@@ -109,10 +109,10 @@ def test_a_pull_beside_a_text_is_narrow_and_harms_neither(boards: Board, endless
             thread = threading.Thread(target=pull_objects, args=told)
             text = cluster.generate(prompt_ids=[1], max_tokens=60)
             beside = [next(text).id]
-            assert cluster._is_busy()
+            assert cluster.installer.is_busy
             thread.start()
             beside += [token.id for token in text]
             thread.join(30.0)
         assert sink.label == "vocab 0"
         assert beside == alone
-        assert wait_until(lambda: not cluster._is_busy())
+        assert wait_until(lambda: not cluster.installer.is_busy)

@@ -35,7 +35,7 @@ N_TOKENS = 80  # more than one page of KV
 F64 = npt.NDArray[np.float64]
 
 
-# f16 needs two more specialisations; `test_stage` has one of them in the default run.
+# f16 needs two more specialisations, which take long to compile.
 CASES = [
     pytest.param((model, dtype), marks=[pytest.mark.slow] * (dtype == "f16"), id=f"{model}-{dtype}")
     for model in ("stories260K", "qwen3")

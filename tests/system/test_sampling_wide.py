@@ -25,7 +25,7 @@ MOST_ATOMS = 10
 
 @pytest.fixture(scope="module")
 def wide(crew: Crew, models_root: Path) -> Iterator[Cluster]:
-    model = random_model(models_root, "wide", "f16", vocab_size=VOCAB_SIZE)
+    model = random_model(models_root, "wide", "q8", vocab_size=VOCAB_SIZE)
     with crew.cluster(model, context_tokens=2048) as cluster:
         yield cluster
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from agent.ids import AgentName, ModelId
-from agent.kv import KvShape
+from agent.kv import KvPool, KvShape
 from agent.share import AtomRange, LayerShare
-from coordinator.cost import (
+from coordinator.plan import Member, Plan, Stage, member_weights_bytes
+from coordinator.planner.cost import (
     Costs,
     Link,
     Offer,
@@ -18,9 +19,9 @@ from coordinator.cost import (
     rates,
     token_time,
 )
-from coordinator.plan import Member, Plan, Stage, member_weights_bytes
 from coordinator.random_plan import random_plan
 from kernels.layout import Geometry, WeightFormat
+from kernels.paging import PAGE_DTYPES
 
 G = Geometry(64, 2, 4, 2, 16, 96, 300, WeightFormat.Q8, 1e-5, qkv_bias=True)
 MODEL = ModelId("m")
@@ -44,6 +45,10 @@ def test_sizes() -> None:
     assert sizes.group_pool == 4 * 64 * 2 * 16 * 2
     assert sizes.group_read == G.head_group_bytes + 100 * 2 * 16 * 2
     assert sizes.payload == 64 * 2
+    small = atom_sizes(G, PlanRequest(200, 200, kv="int8", n_contexts=1, typical_tokens=100))
+    # A byte a number, and a scale of 4 bytes for each key and each value.
+    assert small.group_pool == 4 * 64 * 2 * (16 + 4)
+    assert small.group_read == G.head_group_bytes + 100 * 2 * (16 + 4)
     exact = atom_sizes(G, PlanRequest(200, 200, wire="f32", kv="f32", n_contexts=1))
     assert exact.group_pool == 2 * sizes.group_pool
     assert exact.payload == 2 * sizes.payload
@@ -51,9 +56,11 @@ def test_sizes() -> None:
 
 def test_the_pool_is_the_one_the_agent_allocates() -> None:
     for context, kv, contexts in ((64, 64, 1), (200, 1000, 8), (2048, 2048, 4)):
-        sizes = atom_sizes(G, PlanRequest(context, kv, n_contexts=contexts))
-        shape = KvShape(3, G.head_dim, np.uint16, context, kv, contexts)
-        assert 3 * sizes.group_pool == shape.pool_bytes
+        for name, dtype in PAGE_DTYPES.items():
+            request = PlanRequest(context, kv, kv=name, n_contexts=contexts)  # type: ignore[arg-type]
+            shape = KvShape(3, G.head_dim, dtype, context, kv, contexts)
+            pool_bytes = KvPool(shape).pages.nbytes
+            assert 3 * atom_sizes(G, request).group_pool == shape.pool_bytes == pool_bytes
 
 
 def test_one_member_takes_one_call_and_one_round_trip() -> None:

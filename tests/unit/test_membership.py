@@ -5,7 +5,8 @@ import pytest
 
 from agent.ids import AgentName, Epoch, InstanceId
 from agent.messages import Bye, Failed, Heartbeat, Hello, Loading, Ready, Versions
-from coordinator.membership import AgentState, Membership
+from agent.migration_messages import Begun, Have, MoveEnded, MoveFailed, MoveReport
+from coordinator.membership import Agent, AgentState, Coming, Membership
 from coordinator.membership_events import (
     Assigned,
     BecameReady,
@@ -15,6 +16,7 @@ from coordinator.membership_events import (
     Received,
     Refuse,
     Released,
+    Reported,
     Stuck,
     Tick,
     Welcomed,
@@ -107,14 +109,21 @@ def test_release_makes_it_idle_but_only_for_its_epoch() -> None:
     assert state_of(members) == AgentState.IDLE
 
 
-def test_lost_after_three_missed_heartbeats_and_a_half() -> None:
+def test_lost_after_some_silence() -> None:
     members = joined(AgentState.READY)
     assert members.on_event(Tick(), 3.4) == []
     lost = members.on_event(Tick(), 3.6)
-    assert lost == [Lost(PI, b"L1", Epoch(3), "no heartbeat for 3.6 s")]
+    assert lost == [Lost(PI, b"L1", Epoch(3), "no heartbeat for 3.6 s", silent=True)]
     assert state_of(members) == AgentState.LOST
     assert members.on_event(Tick(), 99.0) == []
     assert members.alive() == []
+
+
+def test_who_owes_an_answer_is_given_up_sooner() -> None:
+    members = joined(AgentState.READY)
+    assert members.on_event(Tick(frozenset({PI})), 2.4) == []
+    lost = members.on_event(Tick(frozenset({PI})), 2.6)
+    assert lost == [Lost(PI, b"L1", Epoch(3), "no heartbeat for 2.6 s", silent=True)]
 
 
 def test_any_message_counts_as_a_sign_of_life() -> None:
@@ -285,3 +294,94 @@ def test_assignments_to_agents_that_are_gone_change_nothing() -> None:
     members.on_event(Assigned(AgentName("nobody"), Epoch(9)), 1.1)
     assert state_of(members) == AgentState.LOST
     assert members.get(AgentName("nobody")) is None
+
+
+def with_coming(*messages: Loading | Ready | Failed) -> tuple[Membership, Agent]:
+    """An agent that serves epoch 3 and was assigned epoch 4, and what it has said since."""
+    members = joined(AgentState.READY)
+    members.on_event(Assigned(PI, Epoch(4)), 0.1)
+    for message in messages:
+        members.on_event(Received(b"L1", message), 0.2)
+    agent = members.get(PI)
+    assert agent is not None
+    return members, agent
+
+
+SERVED = Ready(Epoch(3), 1, 2, 0, 0.1)
+READY_4 = Ready(Epoch(4), 7, 8, 0, 0.5)
+
+
+def test_an_assignment_to_come_leaves_the_one_that_is_served() -> None:
+    members, agent = with_coming()
+    assert (agent.state, agent.epoch, agent.ready) == (AgentState.READY, 3, SERVED)
+    assert agent.coming == Coming(Epoch(4))
+    loading = Loading(Epoch(4), 5, 9)
+    assert members.on_event(Received(b"L1", loading), 0.3) == []
+    assert agent.loading_of(Epoch(4)) == loading
+    assert members.on_event(Received(b"L1", READY_4), 0.4) == [BecameReady(PI, READY_4)]
+    assert agent.coming == Coming(Epoch(4), loading, READY_4)
+    assert (agent.state, agent.epoch, agent.ready) == (AgentState.READY, 3, SERVED)
+    assert members.on_event(Received(b"L1", READY_4), 0.5) == []
+
+
+def test_what_fails_to_come_is_forgotten_and_the_agent_serves_on() -> None:
+    members, agent = with_coming()
+    actions = members.on_event(Received(b"L1", Failed(Epoch(4), "disk full")), 0.3)
+    assert actions == [LoadFailed(PI, Epoch(4), "disk full")]
+    assert (agent.coming, agent.reason) == (None, "disk full")
+    assert (agent.state, agent.epoch, agent.ready) == (AgentState.READY, 3, SERVED)
+
+
+@pytest.mark.parametrize(
+    ("said", "state"), [(READY_4, AgentState.READY), (Loading(Epoch(4), 5, 9), AgentState.LOADING)]
+)
+def test_releasing_what_is_served_puts_what_is_to_come_in_its_place(
+    said: Ready | Loading, state: AgentState
+) -> None:
+    members, agent = with_coming(said)
+    members.on_event(Released(PI, Epoch(3)), 0.3)
+    assert (agent.state, agent.epoch, agent.coming) == (state, 4, None)
+    assert (agent.ready or agent.loading) == said
+    members.on_event(Released(PI, Epoch(4)), 0.4)
+    assert (agent.state, agent.epoch) == (AgentState.IDLE, 0)
+
+
+def test_releasing_what_is_to_come_clears_it_alone() -> None:
+    members, agent = with_coming(READY_4)
+    members.on_event(Released(PI, Epoch(4)), 0.3)
+    assert (agent.state, agent.epoch, agent.coming) == (AgentState.READY, 3, None)
+
+
+@pytest.mark.parametrize(
+    "end", [LinkLost(b"L1", "cut"), Received(b"L1", Bye()), Received(b"L1", hello())]
+)
+def test_a_loss_takes_both_and_names_the_epoch_that_was_served(end: LinkLost | Received) -> None:
+    members, agent = with_coming(READY_4)
+    lost = members.on_event(end, 0.3)[0]
+    assert isinstance(lost, Lost)
+    assert lost.epoch == 3
+    assert (agent.epoch, agent.coming) == (0, None)
+    now = members.get(PI)
+    assert now is not None
+    assert not now.holds(Epoch(4))
+
+
+def test_another_assignment_to_come_takes_the_place_of_the_former() -> None:
+    members, agent = with_coming(READY_4)
+    members.on_event(Assigned(PI, Epoch(5)), 0.3)
+    assert agent.coming == Coming(Epoch(5))
+    assert members.on_event(Received(b"L1", Failed(Epoch(4), "late")), 0.4) == []
+
+
+@pytest.mark.parametrize(
+    "report",
+    [Begun(1, 4, True), Have(1, 4, 2, 0, 9), MoveFailed(1, 4, "no pages"), MoveEnded(1, 4)],
+)
+def test_reports_of_a_migration_are_handed_on_and_are_a_sign_of_life(report: MoveReport) -> None:
+    members, agent = with_coming()
+    assert members.on_event(Received(b"L1", report), 3.0) == [Reported(PI, report)]
+    assert members.on_event(Tick(), 6.0) == []
+    assert agent.coming == Coming(Epoch(4))
+    (refused,) = members.on_event(Received(b"L9", report), 3.0)
+    assert isinstance(refused, Refuse)
+    assert refused.retry

@@ -1,11 +1,14 @@
-"""Membership under any order of events: one live agent a name, and losses told exactly once."""
+"""Membership under any order of events: one live agent a name, losses told exactly once, and an
+assignment to come that never disturbs the one that is served."""
+
+from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agent.ids import AgentName, Epoch, InstanceId
-from agent.messages import Bye, Failed, Heartbeat, Hello, Ready, Versions
+from agent.messages import Bye, Failed, Heartbeat, Hello, Loading, Ready, Versions
 from coordinator.membership import AgentState, Membership
 from coordinator.membership_events import (
     Action,
@@ -13,6 +16,7 @@ from coordinator.membership_events import (
     BecameReady,
     Event,
     LinkLost,
+    LoadFailed,
     Lost,
     Received,
     Released,
@@ -25,6 +29,15 @@ names = st.sampled_from([AgentName("a"), AgentName("b"), AgentName("c")])
 links = st.sampled_from([b"1", b"2", b"3", b"4"])
 instances = st.sampled_from([InstanceId("x"), InstanceId("y")])
 epochs = st.integers(1, 3).map(Epoch)
+answers = st.sampled_from(["loading", "ready", "failed"])
+
+
+@dataclass
+class Part:
+    """An assignment in the model."""
+
+    epoch: Epoch
+    ready: bool = False
 
 
 class MembershipMachine(RuleBasedStateMachine):
@@ -35,17 +48,23 @@ class MembershipMachine(RuleBasedStateMachine):
         self.members = Membership(OURS)
         self.now_s = 0.0
         self.here: dict[AgentName, tuple[bytes, InstanceId]] = {}
-        self.holding: dict[AgentName, Epoch] = {}
+        # What an agent serves or loads, then what is to come; at most two.
+        self.parts: dict[AgentName, list[Part]] = {}
 
     def happen(self, event: Event) -> list[Action]:
         actions = self.members.on_event(event, self.now_s)
         for action in actions:
             if isinstance(action, Lost):
                 assert self.here.pop(action.name)[0] == action.link
-                assert self.holding.pop(action.name, Epoch(0)) == action.epoch
-            elif isinstance(action, BecameReady):
-                assert self.holding[action.name] == action.ready.epoch
+                parts = self.parts.pop(action.name, [])
+                assert action.epoch == (parts[0].epoch if parts else 0)
         return actions
+
+    def part(self, name: AgentName, epoch: Epoch) -> Part | None:
+        return next((p for p in self.parts.get(name, []) if p.epoch == epoch), None)
+
+    def forget(self, name: AgentName, epoch: Epoch) -> None:
+        self.parts[name] = [p for p in self.parts.get(name, []) if p.epoch != epoch]
 
     @rule(name=names, link=links, instance=instances)
     def hello(self, name: AgentName, link: bytes, instance: InstanceId) -> None:
@@ -65,24 +84,40 @@ class MembershipMachine(RuleBasedStateMachine):
     def say(self, link: bytes, message: Heartbeat | Bye) -> None:
         self.happen(Received(link, message))
 
-    @rule(link=links, epoch=epochs, fails=st.booleans())
-    def answer(self, link: bytes, epoch: Epoch, fails: bool) -> None:
-        message = Failed(epoch, "no") if fails else Ready(epoch, 1, 1, 0, 0.1)
-        for action in self.happen(Received(link, message)):
-            if not isinstance(action, BecameReady) and hasattr(action, "epoch"):
-                self.holding.pop(action.name, None)
+    @rule(link=links, epoch=epochs, what=answers)
+    def answer(self, link: bytes, epoch: Epoch, what: str) -> None:
+        ready = Ready(epoch, 1, 1, 0, 0.1)
+        messages = {"loading": Loading(epoch, 1, 2), "ready": ready, "failed": Failed(epoch, "no")}
+        name = next((n for n, at in self.here.items() if at[0] == link), None)
+        part = self.part(name, epoch) if name else None
+        actions = self.happen(Received(link, messages[what]))
+        if name is None:
+            return
+        if part is None or part.ready or what == "loading":
+            assert actions == []
+        elif what == "ready":
+            assert actions == [BecameReady(name, ready)]
+            part.ready = True
+        else:
+            assert actions == [LoadFailed(name, epoch, "no")]
+            self.forget(name, epoch)
 
     @rule(name=names, epoch=epochs)
     def assign(self, name: AgentName, epoch: Epoch) -> None:
         assert self.happen(Assigned(name, epoch)) == []
-        if name in self.here:
-            self.holding[name] = epoch
+        if name not in self.here:
+            return
+        served = self.parts.get(name, [])[:1]
+        if served and served[0].ready and served[0].epoch != epoch:
+            self.parts[name] = [*served, Part(epoch)]
+        else:
+            coming = [p for p in self.parts.get(name, [])[1:] if p.epoch != epoch]
+            self.parts[name] = [Part(epoch), *coming]
 
     @rule(name=names, epoch=epochs)
     def release(self, name: AgentName, epoch: Epoch) -> None:
         assert self.happen(Released(name, epoch)) == []
-        if self.holding.get(name) == epoch:
-            del self.holding[name]
+        self.forget(name, epoch)
 
     @rule(link=links)
     def lose(self, link: bytes) -> None:
@@ -99,9 +134,19 @@ class MembershipMachine(RuleBasedStateMachine):
         assert {n: a.link for n, a in alive.items()} == {n: at[0] for n, at in self.here.items()}
         for name, agent in alive.items():
             assert self.members.by_link(agent.link) is agent
-            assert agent.epoch == self.holding.get(name, 0)
-            busy = agent.state in (AgentState.LOADING, AgentState.READY)
-            assert busy == (name in self.holding)
+            parts = self.parts.get(name, [])
+            states = (AgentState.LOADING, AgentState.READY)
+            assert [agent.epoch] == [p.epoch for p in parts[:1]] or not (parts or agent.epoch)
+            assert (agent.state in states) == bool(parts)
+            assert (agent.state is AgentState.READY) == any(p.ready for p in parts[:1])
+            assert (agent.coming is None) == (len(parts) < 2)
+            for epoch in (Epoch(1), Epoch(2), Epoch(3)):
+                part = self.part(name, epoch)
+                assert agent.holds(epoch) == (part is not None)
+                assert agent.is_ready(epoch) == (part is not None and part.ready)
+            assert agent.is_loading == any(not p.ready for p in parts)
+        for agent in self.members.agents():
+            assert agent.alive or (agent.epoch, agent.coming) == (0, None)
 
 
 MembershipMachine.TestCase.settings = settings(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.balance import balance, share_two
+from coordinator.planner.balance import balance, share_two
 
 speeds = st.floats(0.05, 20)
 

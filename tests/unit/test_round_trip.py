@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from agent.probe import handshake_s
 from agent.round_trip import round_trip_s
 
 
@@ -37,3 +38,14 @@ def test_a_kernel_that_measures_none(monkeypatch: pytest.MonkeyPatch) -> None:
         assert round_trip_s(fresh.fileno()) is None
         monkeypatch.setattr(socket.socket, "getsockopt", lambda *_: b"\0" * 100)
         assert round_trip_s(fresh.fileno()) is None
+
+
+def test_a_handshake_takes_a_round_trip() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = handshake_s(f"tcp://127.0.0.1:{port}")
+        assert found is not None
+        assert 0.0 < found < 1.0
+    assert handshake_s(f"tcp://127.0.0.1:{port}") is None
+    assert handshake_s("tcp://127.0.0.1:none") is None
+    assert handshake_s("tcp://127.0.0.1:70000") is None

@@ -11,8 +11,10 @@ import pytest
 from agent.ids import KvId
 from agent.kv_ops import KvOp, KvOpCode
 from agent.vocab_payload import SamplerRow
-from coordinator.engine import Engine, Rows, StepTimes
+from coordinator.engine import Engine
+from coordinator.rows import Rows, StepTimes
 from coordinator.sampling import SamplingOptions
+from coordinator.texts import Texts
 from coordinator.writer import Writer
 from kernels.errors import RemoteError
 from tests.protocol.agent_harness import make_model
@@ -22,6 +24,7 @@ class Steps:
     """An engine that carries rows nowhere, slowly, and notes how many."""
 
     max_rows = 16
+    ended = False
 
     def __init__(self) -> None:
         self.n_rows: list[int] = []
@@ -43,6 +46,10 @@ class Steps:
         return []
 
 
+def refuse(why: RemoteError) -> None:
+    raise why
+
+
 def test_a_text_can_be_ended_between_the_chunks_of_its_prompt(tmp_path: Path) -> None:
     engine = Steps()
 
@@ -52,8 +59,9 @@ def test_a_text_can_be_ended_between_the_chunks_of_its_prompt(tmp_path: Path) ->
 
     with make_model(tmp_path / "model") as directory:
         writer = Writer(
-            cast("Engine", engine), directory, None, [5] * 100, max_tokens=5, context_tokens=192,
-            options=SamplingOptions(), stop=(), kv_id=KvId(7), check=check,
+            Texts(lambda: cast("Engine", engine), refuse).new(KvId(7)), directory, None,
+            [5] * 100, max_tokens=5, context_tokens=192,
+            options=SamplingOptions(), stop=(), check=check,
         )  # fmt: skip
         with pytest.raises(RemoteError, match="stopped"):
             next(writer.tokens())

@@ -1,0 +1,30 @@
+"""The kernels that Python calls on an agent; `formats` has what else both sides have to know.
+
+Importing this file imports no source of a kernel, and so no compiler; see `entry`.
+"""
+
+from kernels.entry import Entry
+
+__all__ = [
+    "count_up",
+    "decode_flat",
+    "dismiss",
+    "encode_flat",
+    "init_semaphores",
+    "log_sum_exp_with",
+    "penalise",
+    "prepare_rows",
+    "run_stage",
+    "top_candidates",
+]
+
+count_up = Entry("kernels.team", "count_up")
+decode_flat = Entry("kernels.exchange", "decode_flat")
+dismiss = Entry("kernels.team", "dismiss")
+encode_flat = Entry("kernels.exchange", "encode_flat")
+init_semaphores = Entry("kernels.team", "init_semaphores")
+log_sum_exp_with = Entry("kernels.vocab", "_log_sum_exp")
+penalise = Entry("kernels.vocab", "penalise")
+prepare_rows = Entry("kernels.row_table", "prepare_rows")
+run_stage = Entry("kernels.phases", "run_stage")
+top_candidates = Entry("kernels.vocab", "top_candidates")

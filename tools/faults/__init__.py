@@ -1,0 +1,1 @@
+"""Faults on purpose: real boards as processes, struck while they write, and what became of it."""

@@ -1,0 +1,1 @@
+"""Measuring what a migration costs the reader of a stream."""

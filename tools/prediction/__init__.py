@@ -1,0 +1,1 @@
+"""Placements by which the planner's predictions are judged."""

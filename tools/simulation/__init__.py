@@ -1,0 +1,1 @@
+"""Settings, baselines and oracles that the production planner is judged in. No sockets."""
