@@ -163,7 +163,7 @@ class Cluster:
             self._local = LocalAgents(
                 n_agents, self.control.port, model_dir, verbose, self._pin, gate
             )
-            self.control.watch(self._local.exit_reason)
+            self.control.watch(self._local.exit_reason, self._local.is_stopped)
             self._parts.callback(self._local.close)
         # Closed first: agents are told to leave before their processes are ended.
         self._parts.callback(self.control.close, leave=n_agents > 0)

@@ -61,6 +61,8 @@ log = logging.getLogger(__name__)
 
 # A frozen board, for which a text waits, is noticed after three of them and a half.
 HEARTBEAT_S = 0.4
+# How late the heartbeats of a local process that is not stopped may be: a machine with as many busy
+# processes as ours and others can leave one without a processor for seconds.
 LOCAL_SILENCE_S = 15.0
 STOP_S = 2.0
 FAREWELL_S = 0.5
@@ -82,8 +84,8 @@ class Control(Register):
         gate: whose keys belong to whom; None: links have no keys.
         on_end: called from the thread when an agent is gone, with what its link had been given.
         probes: when links are told to measure themselves; None: never.
-        local: whether all agents are processes of this machine. They are missed when they end; if
-            one is silent, that is for want of a processor.
+        local: whether all agents are processes of this machine. They are missed when they end or
+            are stopped; if one is silent besides, that is for want of a processor.
 
     Attributes:
         port: the bound port.
@@ -102,8 +104,8 @@ class Control(Register):
         local: bool = False,
     ) -> None:
         versions = our_versions()
-        silences = {"silence_s": LOCAL_SILENCE_S, "awaited_silence_s": LOCAL_SILENCE_S}
-        super().__init__(Membership(versions, HEARTBEAT_S, **silences if local else {}))
+        starved_silence_s = LOCAL_SILENCE_S if local else 0.0
+        super().__init__(Membership(versions, HEARTBEAT_S, starved_silence_s=starved_silence_s))
         self._welcome = Welcome(run_id, hot_port, bulk_port, HEARTBEAT_S, versions)
         self._socket = context.socket(zmq.ROUTER)
         set_options(self._socket, CONTROL, gate.curve if gate else None)
@@ -269,7 +271,8 @@ class Control(Register):
             reason = self._exit_reason(name)
             if reason:
                 self._take(LinkLost(link, reason))
-        self._take(Tick(frozenset(awaited)))
+        stopped = [name for name, _ in alive if self._is_stopped(name)]
+        self._take(Tick(frozenset(awaited), frozenset(stopped)))
         for given in self._door.newly_invalid():
             # libzmq looks at keys when a link begins, and never again.
             reason = "its key was revoked or replaced"

@@ -133,6 +133,18 @@ class LocalAgents:
             how = f"killed by signal {-code}"
         return f"its process ended ({how}){self._log_tail(name)}"
 
+    def is_stopped(self, name: AgentName) -> bool:
+        """Tell whether an agent's process is stopped (SIGSTOP), rather than late."""
+        process = self._processes.get(name)
+        if process is None:
+            return False
+        try:
+            # Looked at, not taken: whoever waits for the process's end still hears of it.
+            how = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, process.pid, how) is not None
+        except ChildProcessError:
+            return False  # it has ended
+
     def _log_tail(self, name: AgentName) -> str:
         log = self._logs[name]
         log.seek(0)

@@ -78,6 +78,8 @@ class Membership:
         heartbeat_s: how often agents send a heartbeat.
         silence_s: silence for so long is a loss.
         awaited_silence_s: the same for an agent that owes an answer: a text waits for it.
+        starved_silence_s: silence below that is no loss unless the agent's process is stopped: it
+            wants for a processor; 0: not known of anyone.
         stuck_s: how long an agent may owe an answer without progress before it is reported.
     """
 
@@ -87,11 +89,13 @@ class Membership:
         heartbeat_s: float = 1.0,
         silence_s: float = 3.5,
         awaited_silence_s: float = 1.4,
+        starved_silence_s: float = 0.0,
         stuck_s: float = 10.0,
     ) -> None:
         self._versions = versions
         self._silence_s = max(silence_s, 2.5 * heartbeat_s)
         self._awaited_silence_s = max(awaited_silence_s, 2.5 * heartbeat_s)
+        self._starved_silence_s = starved_silence_s
         self._stuck_s = stuck_s
         self._agents: dict[AgentName, Agent] = {}
         self._by_link: dict[bytes, Agent] = {}
@@ -126,8 +130,8 @@ class Membership:
                 self._assign(name, epoch)
             case Released(name, epoch):
                 self._release(name, epoch)
-            case Tick(awaited):
-                return [*self._silent(awaited, now_s), *self._stalled(awaited, now_s)]
+            case Tick(awaited) as tick:
+                return [*self._silent(tick, now_s), *self._stalled(awaited, now_s)]
         return []
 
     def _on_hello(self, link: bytes, hello: Hello, now_s: float) -> list[Action]:
@@ -260,12 +264,14 @@ class Membership:
         if gone and len(self._agents) >= 2 * MAX_AGENTS:
             del self._agents[min(gone, key=lambda a: a.heard_s).name]
 
-    def _silent(self, awaited: frozenset[AgentName], now_s: float) -> Iterable[Action]:
+    def _silent(self, tick: Tick, now_s: float) -> Iterable[Action]:
         for agent in self.alive():
             silent_s = now_s - agent.heard_s
-            is_awaited = agent.name in awaited
-            if silent_s > (self._awaited_silence_s if is_awaited else self._silence_s):
-                text = f"no heartbeat for {silent_s:.1f} s"
+            is_awaited, is_stopped = agent.name in tick.awaited, agent.name in tick.stopped
+            most_s = self._awaited_silence_s if is_awaited else self._silence_s
+            if silent_s > (most_s if is_stopped else max(most_s, self._starved_silence_s)):
+                why = ": its process is stopped" if is_stopped else ""
+                text = f"no heartbeat for {silent_s:.1f} s{why}"
                 yield self._remove(agent, AgentState.LOST, text)._replace(silent=True)
 
     def _stalled(self, awaited: frozenset[AgentName], now_s: float) -> Iterable[Action]:

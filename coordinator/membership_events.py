@@ -62,9 +62,14 @@ class Released(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """Time has passed; `awaited` are the agents that owe an answer on the hot channel."""
+    """Time has passed.
+
+    `awaited` are the agents that owe an answer on the hot channel, `stopped` those whose process is
+    known to be stopped (SIGSTOP), as only one of this machine can be.
+    """
 
     awaited: frozenset[AgentName] = frozenset()
+    stopped: frozenset[AgentName] = frozenset()
 
 
 Event = Received | LinkLost | Assigned | Released | Tick

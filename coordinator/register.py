@@ -61,11 +61,14 @@ class Register:
         self._on_awaited: Callable[[], None] = lambda: None
         self._fault = ""
         self._exit_reason: Callable[[AgentName], str] = lambda _: ""
+        self._is_stopped: Callable[[AgentName], bool] = lambda _: False
         self._is_watching = False
 
-    def watch(self, exit_reason: Callable[[AgentName], str]) -> None:
-        """Ask `exit_reason` now and then whether the process of a local agent has ended."""
-        self._exit_reason, self._is_watching = exit_reason, True
+    def watch(
+        self, exit_reason: Callable[[AgentName], str], is_stopped: Callable[[AgentName], bool]
+    ) -> None:
+        """Ask now and then whether the process of a local agent has ended, or is stopped."""
+        self._exit_reason, self._is_stopped, self._is_watching = exit_reason, is_stopped, True
 
     def offers(self, to_the_last: bool = False) -> list[Offer]:
         """Return what each agent that is here offers, by name; as measured, once it has worked.
