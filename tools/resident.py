@@ -36,6 +36,15 @@ class Resident(NamedTuple):
         """What the process takes by itself, whatever model it serves."""
         return self.total_bytes - self.weights_bytes - self.kv_bytes
 
+    @property
+    def private_bytes(self) -> int:
+        """The part of it that no file backs, and that no state of the page cache changes."""
+        return sum(n for name, n in self.by_name.items() if not name.startswith("/")) - self.kv_bytes
+
+    def files(self) -> set[Path]:
+        """Return the mapped files, libraries most of them."""
+        return {Path(name) for name in self.by_name if name.startswith("/")}
+
 
 def parse_smaps(text: str) -> Counter[str]:
     """Return the resident bytes of each mapped file and kind of memory in an smaps text."""
