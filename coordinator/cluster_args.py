@@ -57,7 +57,7 @@ def add_mirror_argument(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--mirror", action="store_true",
         help="keep a second copy of keys and values on other agents: a lost one costs a pause of "
-        "about a second, however long the text",
+        "one to two seconds instead of reading the whole text again",
     )  # fmt: skip
 
 
