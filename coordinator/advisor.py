@@ -10,7 +10,7 @@ import numpy as np
 
 from agent.ids import AgentName
 from coordinator.known_agent import Agent
-from coordinator.plan import Plan, member_weights_bytes
+from coordinator.plan import Plan, plan_weights_bytes
 from coordinator.planner.decision import Conditions
 from coordinator.planner.holdings import Resident, holdings_of
 from coordinator.planner.place import Offer
@@ -92,16 +92,9 @@ class Advisor:
             now_s: monotonic time.
         """
         self._changed = True
-        had, has = self._weights_bytes(before), self._weights_bytes(after)
+        had, has = (plan_weights_bytes(plan, self._geometry) for plan in (before, after))
         lighter = [name for name in had if has.get(name, 0) < LIGHTER * had[name]]
         self._relief.moved(lighter, self._told, now_s)
-
-    def _weights_bytes(self, plan: Plan) -> dict[AgentName, int]:
-        return {
-            member.agent: member_weights_bytes(member, stage, self._geometry)
-            for stage in plan.stages
-            for member in stage.members
-        }
 
     def estimated(self, offers: Sequence[Offer]) -> list[Offer]:
         """Return offers with the watch's estimates of rates, where there are any."""

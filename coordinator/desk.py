@@ -14,7 +14,7 @@ from coordinator.admin_messages import Generate, LivePlan, Notice, Status
 from coordinator.cluster import Cluster
 from coordinator.inbox import Inbox, Request
 from coordinator.plan import Plan
-from coordinator.status import MirrorStatus, MirrorView, MoveStatus, MoveView, agent_statuses
+from coordinator.status import MirrorStatus, MoveStatus, agent_statuses
 from coordinator.supervisor import Cordon, Drain, Undrain
 from kernels.errors import InputError, PlanError
 
@@ -42,8 +42,8 @@ class View:
     problem: str = ""
     n_served: int = 0
     n_failed: int = 0
-    move: MoveView | None = None
-    mirror: MirrorView | None = None
+    move: MoveStatus | None = None
+    mirror: MirrorStatus | None = None
 
 
 class Desk:
@@ -121,8 +121,8 @@ class Desk:
                 cluster.installer.exchange_s(),
                 view.cordoned,
             ),
-            move=MoveStatus(*view.move) if view.move else None,
-            mirror=MirrorStatus(*view.mirror) if view.mirror else None,
+            move=view.move,
+            mirror=view.mirror,
         )
 
     def live_plan(self) -> LivePlan:

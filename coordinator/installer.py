@@ -24,7 +24,7 @@ from coordinator.hot_link import HotLink, HotPeer
 from coordinator.hot_socket import HotSocket
 from coordinator.overheads import Overheads
 from coordinator.part_bounds import part_bound
-from coordinator.plan import Plan, check_model, check_plan, member_weights_bytes
+from coordinator.plan import Plan, check_model, check_plan, plan_weights_bytes
 from coordinator.planner.cost import atom_sizes, counts_of
 from coordinator.planner.decision import Replan
 from coordinator.planner.place import Costs, Offer, Place, Planned, PlanRequest, make_plan
@@ -362,14 +362,7 @@ class Installer:
 
     def weights_bytes(self) -> dict[AgentName, int]:
         """Return the bytes of weights that each member of the plan in force holds."""
-        if self.plan is None:
-            return {}
-        geometry = self._directory.geometry
-        return {
-            member.agent: member_weights_bytes(member, stage, geometry)
-            for stage in self.plan.stages
-            for member in stage.members
-        }
+        return plan_weights_bytes(self.plan, self._directory.geometry) if self.plan else {}
 
     def exchange_s(self) -> dict[AgentName, float]:
         """Return how long a phase's frames are under way to each member, where it is known."""

@@ -29,7 +29,7 @@ from coordinator.mirroring import (
 from coordinator.moves import Moves
 from coordinator.plan import Plan
 from coordinator.planner.cost import kv_token_bytes
-from coordinator.status import MirrorView
+from coordinator.status import MirrorStatus
 from coordinator.texts import Text, Texts
 from kernels.errors import HeadwiseError, ResourceError
 from kernels.layout import Geometry
@@ -92,16 +92,16 @@ class Mirrors:
         self._told = ""
         self._why = "no text is written"
 
-    def view(self) -> MirrorView | None:
+    def view(self) -> MirrorStatus | None:
         """Return how it is, for people; None: nobody asked for mirrors."""
         if not self._wanted:
             return None
         mirror = self._mirror
         if mirror is None:
-            return MirrorView(None, "nobody", self._why)
+            return MirrorStatus(None, "nobody", self._why)
         without = mirror.mirroring.without
         why = f"no room for that of {', '.join(without)}" if without else ""
-        return MirrorView(mirror.lag_tokens, str(mirror.mirroring), why)
+        return MirrorStatus(mirror.lag_tokens, str(mirror.mirroring), why)
 
     # While all is well.
 

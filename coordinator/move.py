@@ -2,8 +2,7 @@
 
 It follows the texts (`texts.Follower`): tells the state machine where each text stands, lets a
 text wait while its last rows are on their way, and hands it to the new plan's engine at its
-COMMIT. One thread uses it, the one that owns the hot link; the control thread fills the queue of
-reports that `poll` empties.
+COMMIT.
 """
 
 import contextlib
@@ -15,9 +14,10 @@ import msgspec
 
 from agent.ids import AgentName, Epoch, KvId, RunId
 from agent.kv_ops import KvOp, KvOpCode
-from agent.migration_messages import FIRST_BYTES, Arrive, MoveEnd
+from agent.migration_messages import FIRST_BYTES, Arrive
 from coordinator.control import Control
 from coordinator.engine import Engine
+from coordinator.following import Following
 from coordinator.migration import Migration, State
 from coordinator.migration_events import (
     Action,
@@ -26,22 +26,18 @@ from coordinator.migration_events import (
     AgentReady,
     Assign,
     AtBoundary,
-    Closed,
     Commit,
-    Event,
     Finished,
     Hold,
     Opened,
     Outcome,
-    Reported,
     Resume,
     Send,
     Stepping,
-    Tick,
 )
 from coordinator.migration_parts import MoveParts
 from coordinator.prepared import Prepared
-from coordinator.status import MoveView
+from coordinator.status import MoveStatus
 from coordinator.texts import Text, Texts
 from kernels.errors import RemoteError
 
@@ -53,7 +49,7 @@ log = logging.getLogger(__name__)
 WAIT_S = 0.02
 
 
-class Move:
+class Move(Following):
     """Moves the open texts from the plan in force to the one to come.
 
     Args:
@@ -68,8 +64,7 @@ class Move:
         first_bytes: how much a target may ask for before an answer tells it; 0 = no limit.
 
     Attributes:
-        prepared: the plan to come.
-        finished: how it ended; None while it runs.
+        prepared: as given.
         new_engine: of the plan to come, once all its members are ready.
         longest_hold_s: how long a text has waited for its last rows at most.
     """
@@ -86,29 +81,14 @@ class Move:
         engine: Engine,
         first_bytes: Callable[[], int] = lambda: FIRST_BYTES,
     ) -> None:
-        self._run_id = run_id
-        self._migration = migration
+        super().__init__(run_id, prepared.epoch, from_epoch, migration, parts, control)
         self.prepared = prepared
-        self._parts = parts
-        self._from_epoch = from_epoch
-        self._control = control
         self._texts = texts
         self._engine = engine
         self._first_bytes = first_bytes
         self._held_s: dict[KvId, float] = {}
-        self.finished: Finished | None = None
         self.new_engine: Engine | None = None
         self.longest_hold_s = 0.0
-
-    @property
-    def epoch(self) -> Epoch:
-        """The plan to come."""
-        return self.prepared.epoch
-
-    @property
-    def agents(self) -> frozenset[AgentName]:
-        """Members of either plan."""
-        return self._parts.old | self._parts.new
 
     @property
     def targets(self) -> frozenset[AgentName]:
@@ -127,12 +107,12 @@ class Move:
         """Whether a text has changed over, or all have: what is called off now costs its plan."""
         return self._migration.n_moved > 0 or self.is_past
 
-    def view(self) -> MoveView:
+    def view(self) -> MoveStatus:
         """Return how far it is, for people."""
         have, want = self._migration.progress_tokens
         parts = self._parts
         state = self._migration.state.value
-        return MoveView(self.epoch, self._from_epoch, parts.moved_groups(), have, want, state)
+        return MoveStatus(self.epoch, self.from_epoch, parts.moved_groups(), have, want, state)
 
     def begin(self) -> None:
         """Assign the members of the plan to come their parts; the texts go on meanwhile."""
@@ -170,16 +150,7 @@ class Move:
 
     def _go_on(self) -> None:
         self._look_at_agents()
-        for name, report in self._control.take_reports():
-            self._happen(Reported(name, report))
-        self._happen(Tick())
-
-    def tell_off(self) -> None:
-        """Tell the agents that nothing comes of it, and to free the plan to come; not awaited."""
-        end = MoveEnd(self._run_id, self.epoch, self.epoch)
-        for name in sorted(self.agents):
-            with contextlib.suppress(RemoteError):
-                self._control.order(name, end)
+        self._look()
 
     # What the texts tell, see `texts.Follower`.
 
@@ -205,19 +176,7 @@ class Move:
             self.poll()
         self._happen(Stepping(kv_id))
 
-    def ended(self, kv_id: KvId, n_tokens: int, prefill: bool) -> None:
-        """Note that a text is at a boundary."""
-        self._happen(AtBoundary(kv_id, n_tokens, prefill))
-
-    def closed(self, kv_id: KvId) -> None:
-        """Note that a text is released."""
-        self._happen(Closed(kv_id))
-
     # The state machine's actions.
-
-    def _happen(self, event: Event) -> None:
-        if self.finished is None:
-            self._carry_out(self._migration.on_event(event, time.monotonic()))
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -225,12 +184,12 @@ class Move:
                 case Assign(name):
                     with contextlib.suppress(RemoteError):  # its loss is told as a loss
                         self._control.assign({name: self.prepared.told[name]})
-                case Send(name, message):
-                    if isinstance(message, Arrive):
-                        first_bytes = self._first_bytes()
-                        message = msgspec.structs.replace(message, window_bytes=first_bytes)
-                    with contextlib.suppress(RemoteError):
-                        self._control.order(name, message)
+                case Send(name, Arrive() as message):
+                    first_bytes = self._first_bytes()
+                    told = msgspec.structs.replace(message, window_bytes=first_bytes)
+                    self._order(Send(name, told))
+                case Send():
+                    self._order(action)
                 case Hold(kv_id):
                     self._held_s[kv_id] = time.monotonic()
                 case Resume(kv_id):

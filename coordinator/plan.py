@@ -25,6 +25,7 @@ __all__ = [
     "decode_plan",
     "encode_plan",
     "member_weights_bytes",
+    "plan_weights_bytes",
 ]
 
 MAX_PLAN_BYTES = 16 << 20
@@ -182,3 +183,12 @@ def member_weights_bytes(member: Member, stage: Stage, geometry: Geometry) -> in
     if member.vocab:
         n_bytes += count_atoms(member.vocab) * geometry.vocab_bytes + geometry.final_norm_bytes
     return n_bytes
+
+
+def plan_weights_bytes(plan: Plan, geometry: Geometry) -> dict[AgentName, int]:
+    """Return the bytes of weights that each member of a plan holds."""
+    return {
+        member.agent: member_weights_bytes(member, stage, geometry)
+        for stage in plan.stages
+        for member in stage.members
+    }

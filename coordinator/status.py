@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -17,9 +17,7 @@ from kernels.layout import COLUMNS_PER_ATOM, VOCAB_ROWS_PER_ATOM, Geometry
 __all__ = [
     "AgentStatus",
     "MirrorStatus",
-    "MirrorView",
     "MoveStatus",
-    "MoveView",
     "Status",
     "agent_statuses",
     "missing_text",
@@ -86,7 +84,7 @@ class AgentStatus(msgspec.Struct, frozen=True):
     memory_forecast_bytes: int | None = None
 
 
-class MoveView(NamedTuple):
+class MoveStatus(msgspec.Struct, frozen=True):
     """A migration that is under way.
 
     Attributes:
@@ -106,18 +104,7 @@ class MoveView(NamedTuple):
     state: str
 
 
-class MoveStatus(msgspec.Struct, frozen=True):
-    """A `MoveView` on its way to clients, with names in JSON."""
-
-    epoch: int
-    from_epoch: int
-    n_groups: int
-    have_tokens: int
-    want_tokens: int
-    state: str
-
-
-class MirrorView(NamedTuple):
+class MirrorStatus(msgspec.Struct, frozen=True):
     """The second copy of keys and values.
 
     Attributes:
@@ -125,14 +112,6 @@ class MirrorView(NamedTuple):
         holders: who has a copy of whose rows, for people.
         reason: why there is none, or none of some; "" = all is mirrored.
     """
-
-    lag_tokens: int | None
-    holders: str
-    reason: str
-
-
-class MirrorStatus(msgspec.Struct, frozen=True):
-    """A `MirrorView` on its way to clients, with names in JSON."""
 
     lag_tokens: int | None
     holders: str

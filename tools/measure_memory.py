@@ -25,16 +25,13 @@ from typing import NamedTuple
 
 from agent.emulation import parse_rate
 from agent.shell import parse_size_bytes, run_verb
-from coordinator.admin_messages import Finished, Generate, Piece
-from coordinator.cluster import Cluster
+from coordinator.admin_messages import Generate
 from coordinator.plan import Plan
 from coordinator.status import AgentStatus
 from kernels.errors import HeadwiseError, InputError, RemoteError
-from tools.faults.asking import Line
 from tools.faults.ballast import Ballast
-from tools.faults.board import Board
 from tools.faults.cgroups import GroupedCables, MemoryGroup
-from tools.faults.direct import DirectCables
+from tools.faults.here import cluster_here
 from tools.faults.process import wait_until
 from tools.faults.scratch import add_model_arguments, scratch
 from tools.faults.site import Site
@@ -176,19 +173,12 @@ def _same_plan(
 ) -> list[float]:
     """Return when each token came of the same text, by one plan and without a limit."""
     root.mkdir()
-    cables, mark = DirectCables(), secrets.token_hex(8)
-    options = ("--model-dir", model, "-v")
-    boards = [Board(n, cables, options, args.bytes_per_s, root, mark) for n in (TIGHT, ROOMY)]
-    try:
-        with Cluster(
-            model, bind=f"tcp://127.0.0.1:{cables.port}", min_agents=2, wait_s=WAIT_S, plan=plan,
-            exact=True, insecure=True, context_tokens=args.ctx,
-        ) as cluster:  # fmt: skip
-            generation = cluster.generate(prompt_ids=prompt, max_tokens=args.tokens)
-            return [time.monotonic() for _ in generation]
-    finally:
-        for board in boards:
-            board.process.end()
+    rates = dict.fromkeys((TIGHT, ROOMY), args.bytes_per_s)
+    with cluster_here(
+        rates, model, root, plan=plan, exact=True, context_tokens=args.ctx
+    ) as cluster:
+        generation = cluster.generate(prompt_ids=prompt, max_tokens=args.tokens)
+        return [time.monotonic() for _ in generation]
 
 
 def _forget_pages(model: Path) -> None:
@@ -227,8 +217,7 @@ class _Squeezed:
         self, site: Site, group: MemoryGroup, ask: Generate, args: argparse.Namespace
     ) -> None:
         self._site, self._limit_bytes = site, args.limit
-        self.ids: list[int] = []
-        self.times_s: list[float] = []
+        self._n_tokens = 0
         self.seen: list[_Seen] = []
         self._over = threading.Event()
         # Whether heartbeats have told of all that the ballast takes.
@@ -237,16 +226,14 @@ class _Squeezed:
         self.before = self._look()
         self._error: HeadwiseError | None = None
         taker = threading.Thread(target=self._take)
-        line = Line(site.path)
-        finished = False
+
+        def take_in_time(n_tokens: int) -> None:
+            self._n_tokens = n_tokens
+            if n_tokens == args.at:
+                taker.start()
+
         try:
-            for reply in line.ask(ask):
-                if isinstance(reply, Piece) and reply.id is not None:
-                    self.ids.append(reply.id)
-                    self.times_s.append(time.monotonic())
-                    if len(self.ids) == args.at:
-                        taker.start()
-                finished = finished or isinstance(reply, Finished)
+            tokens = site.text(ask, take_in_time)
             self.after = self._look()
             self.ballast_bytes = self._ballast.n_bytes
             self.used_bytes = group.anonymous_bytes + self.after.weights_bytes
@@ -255,11 +242,10 @@ class _Squeezed:
             if taker.ident is not None:
                 taker.join()
             self._ballast.close()
-            line.close()
         if self._error is not None:
             raise self._error
-        if not finished:
-            raise RemoteError("the coordinator has gone while it was writing")
+        self.ids = [id for id, _ in tokens]
+        self.times_s = [at_s for _, at_s in tokens]
 
     def _take(self) -> None:
         """Take more than would be left if nothing changed, little by little."""
@@ -286,7 +272,7 @@ class _Squeezed:
         (board,) = (agent for agent in status.agents if agent.name == TIGHT)
         now_s, left_bytes = time.monotonic(), board.memory_forecast_bytes
         if not self.seen or status.epoch not in (0, self.seen[-1].epoch):
-            self.seen.append(_Seen(len(self.ids), status.epoch, now_s))
+            self.seen.append(_Seen(self._n_tokens, status.epoch, now_s))
         last = self.seen[-1]
         is_due = last.forecast_bytes is None and now_s > last.at_s + BEAT_S and status.move is None
         if is_due and self._is_told and left_bytes is not None:

@@ -14,26 +14,21 @@ import contextlib
 import itertools
 import json
 import random
-import secrets
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from agent.emulation import parse_rate
-from agent.kv_rows import token_bytes
-from agent.kv_shape import KvShape
 from agent.shell import run_verb
 from coordinator.cluster import Cluster
 from coordinator.migration_parts import move_parts
 from coordinator.plan import Plan
+from coordinator.planner.cost import kv_token_bytes
 from kernels.errors import InputError, RemoteError
-from kernels.paging import PAGE_DTYPES
-from tools.faults.board import Board
-from tools.faults.inside import inside
-from tools.faults.lab import COORDINATOR_SPACE, LabCables, goodput_bytes_per_s
+from tools.faults.here import cluster_here
+from tools.faults.lab import goodput_bytes_per_s
 from tools.faults.scratch import add_model_arguments, scratch
 from tools.migration.regrouped import regrouped
 from tools.migration.stream import Copied, Moved, Stream
@@ -73,30 +68,16 @@ def run(args: argparse.Namespace) -> int:
     return int(not (report["equal"] and report["gaps_ok"] and report["copies_ok"]))
 
 
-@contextlib.contextmanager
-def _cluster(args: argparse.Namespace, model: Path, root: Path) -> Iterator[Cluster]:
+def _cluster(
+    args: argparse.Namespace, model: Path, root: Path
+) -> contextlib.AbstractContextManager[Cluster]:
     """Boards on hosts of their own, and a coordinator in this process on the first host."""
-    mark = secrets.token_hex(8)
-    lab = LabCables(args.agents, f"{args.rate_mbit:g}mbit", root, mark)
-    boards: list[Board] = []
-    try:
-        options = ("--model-dir", model, "-v")
-        for name in [f"board-{i + 1}" for i in range(args.agents)]:
-            board = Board(name, lab, options, args.bytes_per_s, root, mark)
-            boards.append(board)
-        with (
-            inside(COORDINATOR_SPACE),
-            Cluster(
-                model, bind=f"tcp://{lab.address}:{lab.port}", min_agents=args.agents,
-                wait_s=120.0, place="spread", exact=True, keys=lab.store,
-                context_tokens=args.prompt_tokens + args.tokens,
-            ) as cluster,
-        ):  # fmt: skip
-            yield cluster
-    finally:
-        for board in boards:
-            board.process.end()
-        lab.close()
+    rates = {f"board-{i + 1}": args.bytes_per_s for i in range(args.agents)}
+    ctx = args.prompt_tokens + args.tokens
+    return cluster_here(
+        rates, model, root, f"{args.rate_mbit:g}mbit", place="spread", exact=True,
+        context_tokens=ctx,
+    )  # fmt: skip
 
 
 def _measure(args: argparse.Namespace, cluster: Cluster) -> dict[str, object]:
@@ -158,8 +139,7 @@ def _plans(plan: Plan) -> tuple[Plan, Plan]:
 def _kv_bytes(cluster: Cluster, plan: Plan, n_tokens: int) -> int:
     """Return the bytes of keys and values that go from board to board."""
     assert cluster.plan is not None
-    head_dim = cluster.directory.geometry.head_dim
-    row_bytes = token_bytes(KvShape(1, head_dim, PAGE_DTYPES[plan.kv], 1, 1, 1))
+    row_bytes = kv_token_bytes(cluster.directory.geometry, plan.kv)
     # The last token's row is not written before the next step.
     return move_parts(cluster.plan, plan).moved_groups() * (n_tokens - 1) * row_bytes
 

@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import json
 import random
-import secrets
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,18 +29,13 @@ from coordinator.plan import Plan
 from coordinator.planner.place import Costs, Link, Offer, PlanRequest, assess
 from coordinator.report import format_table
 from kernels.errors import InputError
-from tools.faults.board import Board
-from tools.faults.cables import Cables
-from tools.faults.direct import DirectCables
-from tools.faults.inside import inside
-from tools.faults.lab import COORDINATOR_SPACE, LabCables
+from tools.faults.here import cluster_here
 from tools.faults.scratch import add_model_arguments, scratch
 from tools.migration.stream import Stream
 from tools.prediction.placements import FITTED, JUDGED, N_BOARDS, Placement, placed
 
 __all__ = ["add_arguments", "run"]
 
-WAIT_S = 120.0
 # The limit of issue 5.
 MOST_WRONG = 0.15
 NAMES = [f"board-{i + 1}" for i in range(N_BOARDS)]
@@ -122,32 +116,16 @@ def _rates(text: str) -> list[float]:
     return rates
 
 
-@contextlib.contextmanager
-def _cluster(args: argparse.Namespace, model: Path, root: Path) -> Iterator[Cluster]:
+def _cluster(
+    args: argparse.Namespace, model: Path, root: Path
+) -> contextlib.AbstractContextManager[Cluster]:
     """Boards, and a coordinator in this process."""
-    mark = secrets.token_hex(8)
-    lab = LabCables(N_BOARDS, args.rate, root, mark) if args.lab else None
-    cables: Cables = lab or DirectCables()
-    boards: list[Board] = []
-    try:
-        for name, rate in zip(NAMES, args.bytes_per_s, strict=True):
-            options = ("--model-dir", model, "-v")
-            boards.append(Board(name, cables, options, rate, root, mark))
-        address = lab.address if lab else "127.0.0.1"
-        with (
-            inside(COORDINATOR_SPACE) if lab else contextlib.nullcontext(),
-            Cluster(
-                model, bind=f"tcp://{address}:{cables.port}", min_agents=N_BOARDS,
-                wait_s=WAIT_S, place="spread", exact=args.exact, insecure=lab is None,
-                keys=lab.store if lab else None,
-                context_tokens=args.long_prompt_tokens + args.prompt_tokens + args.tokens,
-            ) as cluster,
-        ):  # fmt: skip
-            yield cluster
-    finally:
-        for board in boards:
-            board.process.end()
-        cables.close()
+    rates = dict(zip(NAMES, args.bytes_per_s, strict=True))
+    ctx = args.long_prompt_tokens + args.prompt_tokens + args.tokens
+    return cluster_here(
+        rates, model, root, args.rate if args.lab else None, place="spread", exact=args.exact,
+        context_tokens=ctx,
+    )  # fmt: skip
 
 
 class _Known(NamedTuple):

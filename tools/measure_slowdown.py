@@ -27,12 +27,11 @@ from typing import NamedTuple
 from agent.emulation import parse_rate
 from agent.ids import AgentName, ModelId
 from agent.shell import run_verb
-from coordinator.admin_messages import Finished, Generate, Piece
+from coordinator.admin_messages import Generate
 from coordinator.offers import LOOPBACK, link_of_trips
 from coordinator.planner.place import Costs, Offer, PlanRequest, make_plan
 from coordinator.status import Status
-from kernels.errors import InputError, RemoteError
-from tools.faults.asking import Line
+from kernels.errors import InputError
 from tools.faults.cgroups import CpuGroup, GroupedCables
 from tools.faults.scratch import add_model_arguments, scratch
 from tools.faults.site import Site
@@ -179,31 +178,25 @@ class _Disturbed:
 
     def __init__(self, cluster: _Cluster, ask: Generate, args: argparse.Namespace) -> None:
         site = cluster.site
-        self.ids: list[int] = []
-        self.times_s: list[float] = []
         self.plans: list[_Seen] = []
         self.slowed_s = 0.0
         self._over = threading.Event()
         self._note(site.status())
         watcher = threading.Thread(target=self._watch, args=(site,))
         watcher.start()
-        line = Line(site.path)
-        finished = False
+
+        def slow_in_time(n_tokens: int) -> None:
+            if n_tokens == args.at:
+                cluster.slow()
+                self.slowed_s = time.monotonic()
+
         try:
-            for reply in line.ask(ask):
-                if isinstance(reply, Piece) and reply.id is not None:
-                    self.ids.append(reply.id)
-                    self.times_s.append(time.monotonic())
-                    if len(self.ids) == args.at:
-                        cluster.slow()
-                        self.slowed_s = time.monotonic()
-                finished = finished or isinstance(reply, Finished)
+            tokens = site.text(ask, slow_in_time)
         finally:
             self._over.set()
             watcher.join()
-            line.close()
-        if not finished:
-            raise RemoteError("the coordinator has gone while it was writing")
+        self.ids = [id for id, _ in tokens]
+        self.times_s = [at_s for _, at_s in tokens]
 
     def _watch(self, site: Site) -> None:
         while not self._over.wait(LOOK_S):

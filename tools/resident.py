@@ -39,7 +39,8 @@ class Resident(NamedTuple):
     @property
     def private_bytes(self) -> int:
         """The part of it that no file backs, and that no state of the page cache changes."""
-        return sum(n for name, n in self.by_name.items() if not name.startswith("/")) - self.kv_bytes
+        private = (n for name, n in self.by_name.items() if not name.startswith("/"))
+        return sum(private) - self.kv_bytes
 
     def files(self) -> set[Path]:
         """Return the mapped files, libraries most of them."""

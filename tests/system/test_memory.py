@@ -9,9 +9,9 @@ from weights.demo import demo_path
 # With kernels from images.
 MOST_BYTES = 80_000_000
 # With numba in the process. How much of its libraries is resident is for the page cache to say: of
-# LLVM's 72 MB where it was read piece by piece, 114 MB where it was just installed, of the others 25
-# and 42 MB, as the kernel maps what a large folio holds at once. So what is private is bounded, and
-# how large the mapped libraries are besides LLVM's.
+# LLVM's 72 MB where it was read piece by piece, 114 MB where it was just installed, of the others
+# 25 and 42 MB, as the kernel maps what a large folio holds at once. So what is private is bounded,
+# and how large the mapped libraries are besides LLVM's.
 MOST_PRIVATE_BYTES = 85_000_000
 MOST_LIBRARY_BYTES = 150_000_000
 

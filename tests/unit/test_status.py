@@ -11,9 +11,7 @@ from coordinator.plan import Member, Plan, Stage
 from coordinator.status import (
     AgentStatus,
     MirrorStatus,
-    MirrorView,
     MoveStatus,
-    MoveView,
     Status,
     agent_statuses,
     missing_text,
@@ -154,11 +152,11 @@ def test_an_agent_that_gets_ready_for_a_plan_to_come_serves_and_says_how_far_it_
 
 
 def test_a_migration_under_way_is_one_line_and_named_in_json() -> None:
-    view = MoveView(4, 2, 12, 380, 512, "copying")
-    status = status_of([], move=MoveStatus(*view))
+    view = MoveStatus(4, 2, 12, 380, 512, "copying")
+    status = status_of([], move=view)
     line = "migration from epoch 2 to 4: copying, 12 head groups, 380 of 512 tokens there"
     assert line in describe(status).splitlines()
-    assert msgspec.json.decode(msgspec.json.encode(status))["move"] == view._asdict()
+    assert msgspec.json.decode(msgspec.json.encode(status))["move"] == msgspec.structs.asdict(view)
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(status), type=Status)
     assert again == status
 
@@ -166,15 +164,15 @@ def test_a_migration_under_way_is_one_line_and_named_in_json() -> None:
 @pytest.mark.parametrize(
     ("view", "line"),
     [
-        (MirrorView(3, "a on b, b on a", ""), "mirror: 3 tokens behind, a on b, b on a"),
+        (MirrorStatus(3, "a on b, b on a", ""), "mirror: 3 tokens behind, a on b, b on a"),
         (
-            MirrorView(0, "a on b", "no room for that of b"),
+            MirrorStatus(0, "a on b", "no room for that of b"),
             "mirror: 0 tokens behind, a on b; no room for that of b",
         ),
-        (MirrorView(None, "nobody", "no text is written"), "mirror: none, no text is written"),
+        (MirrorStatus(None, "nobody", "no text is written"), "mirror: none, no text is written"),
     ],
 )
-def test_a_mirror_is_shown(view: MirrorView, line: str) -> None:
-    status = status_of([], mirror=MirrorStatus(*view))
+def test_a_mirror_is_shown(view: MirrorStatus, line: str) -> None:
+    status = status_of([], mirror=view)
     assert line in describe(status).splitlines()
     assert "mirror" not in describe(status_of([]))

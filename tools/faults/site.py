@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.ids import AgentName
@@ -147,17 +148,24 @@ class Site:
         """Return how many bytes of weights the boards have pulled so far, for all plans."""
         return sum(int(n) for n in PULLED.findall(self._serve.log.read_bytes()))
 
-    def text(self, ask: Generate) -> list[tuple[int, float]]:
+    def text(
+        self, ask: Generate, on_token: Callable[[int], None] = lambda _: None
+    ) -> list[tuple[int, float]]:
         """Return a text's tokens, each with the monotonic time at which it came.
+
+        Args:
+            ask: what is to be written.
+            on_token: called after each token with how many there are by then.
 
         Raises:
             RemoteError: it was not written to its end.
         """
-        found = []
+        found: list[tuple[int, float]] = []
         with self._client() as client:
             for reply in client.ask(ask):
                 if isinstance(reply, Piece) and reply.id is not None:
                     found.append((reply.id, time.monotonic()))
+                    on_token(len(found))
                 if isinstance(reply, Finished):
                     return found
         raise RemoteError("the coordinator has gone while it was writing")
