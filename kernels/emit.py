@@ -39,6 +39,9 @@ I8X16, I32X4 = ir.VectorType(I8, 16), ir.VectorType(I32, 4)
 
 # vpdpbusd; its left factor is unsigned.
 VNNI = has("x86", "avx512vnni", "avx512vl") or has("x86", "avxvnni")
+# Into which caches memory is asked for: 3 = all, 2 = the second level. The first level's few line
+# buffers hold 1 KiB under way, which is what memory of a server sends in 60 ns (docs/decisions.md).
+NEARNESS = 2 if has("x86") else 3
 # Vectors of 16 lanes, and 32 registers.
 ZMM = has("x86", "avx512vnni", "avx512vl", "avx512bw")
 
@@ -107,8 +110,8 @@ def prefetch(builder: Any, pointer: Any, skip_bytes: Any) -> None:
     """Have the cache line skip_bytes behind a pointer fetched; it may lie anywhere: no access."""
     skip = skip_bytes if isinstance(skip_bytes, ir.Value) else I64(skip_bytes)
     at = builder.gep(builder.bitcast(pointer, I8.as_pointer()), [skip])
-    # To be read, into all levels (only the last one is far slower, measured), data.
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), at, I32(0), I32(3), I32(1))
+    # To be read, how near (only the last level is far slower, measured), data.
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), at, I32(0), I32(NEARNESS), I32(1))
 
 
 def from_halves(builder: Any, pointer: Any, skip_bytes: Any = 0) -> Any:
