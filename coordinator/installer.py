@@ -22,6 +22,7 @@ from coordinator.control import Control
 from coordinator.engine import Engine
 from coordinator.hot_link import HotLink, HotPeer
 from coordinator.hot_socket import HotSocket
+from coordinator.offers import LOOPBACK
 from coordinator.overheads import Overheads
 from coordinator.part_bounds import part_bound
 from coordinator.plan import Plan, check_model, check_plan, plan_weights_bytes
@@ -153,8 +154,7 @@ class Installer:
         chosen = [o for o in offers if names is None or o.name in names]
         model_id = ModelId(self._directory.model_id)
         geometry = self._directory.geometry
-        link, costs = self._control.link(names), self.costs()
-        planned = make_plan(model_id, geometry, chosen, self._request, link, costs)
+        planned = make_plan(model_id, geometry, chosen, self._request, LOOPBACK, self.costs())
         former = self.plan or self._former
         if former is not None:
             planned = replace(planned, plan=staying(planned.plan, former, geometry))
@@ -204,8 +204,8 @@ class Installer:
         others = {o.name for o in offers if o.name not in names}
         kept = others.intersection(cordoned)
         now = advisor.conditions(plan, offers, n_tokens, others - kept, kept)
-        link, costs = self._control.link([o.name for o in offers]), self.costs()
-        return replan(plan, self._directory.geometry, offers, self._request, link, now, costs)
+        geometry, costs = self._directory.geometry, self.costs()
+        return replan(plan, geometry, offers, self._request, LOOPBACK, now, costs)
 
     def costs(self) -> Costs:
         """Return the fixed costs that tokens have had so far."""

@@ -35,6 +35,7 @@ def offers_of(agents: Sequence[Agent], to_the_last: bool = False) -> list[Offer]
             offered_bytes(a, to_the_last),
             a.measured.rate.value or scale * a.hello.bytes_per_s,
             a.hello.n_threads,
+            link_of([a]),
         )
         for a in agents
     ]

@@ -11,7 +11,7 @@ one member runs all its layers in one call. The time of head groups includes rea
 of all `kv_tokens` admitted. Works on counts of atoms, so the planner need not build plans.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -41,6 +41,7 @@ __all__ = [
     "exchange_s",
     "kv_token_bytes",
     "rates",
+    "slowest_link",
     "stages_of",
     "token_time",
 ]
@@ -53,23 +54,24 @@ Floats = npt.NDArray[np.float64]
 UNMEASURED_BYTES_PER_S = 1e9
 
 
+class Link(NamedTuple):
+    """The way between coordinator and agents: one-way delay, and goodput."""
+
+    hop_s: float
+    bytes_per_s: float
+
+
 class Offer(NamedTuple):
     """What one agent offers: memory left after its reserve, and how fast it reads weights.
 
-    `bytes_per_s` 0 = not measured.
+    `bytes_per_s` 0 = not measured; `link`: its own way to the coordinator, None = like all others.
     """
 
     name: AgentName
     memory_bytes: int
     bytes_per_s: float
     n_threads: int = 1
-
-
-class Link(NamedTuple):
-    """The way between coordinator and agents: one-way delay, and goodput."""
-
-    hop_s: float
-    bytes_per_s: float
+    link: Link | None = None
 
 
 class Costs(NamedTuple):
@@ -262,6 +264,17 @@ def token_time(
         n_members = (counts.vocab > 0).sum()
         around_s += float(exchange_s(n_members, sizes.payload, link, costs))
     return TokenTime(kernels_s, around_s)
+
+
+def slowest_link(link: Link, offers: Iterable[Offer]) -> Link:
+    """Return what exchanges with these agents wait for: the slowest of their links and `link`."""
+    own = [o.link for o in offers if o.link is not None]
+    if not own:
+        return link
+    return Link(
+        max(link.hop_s, *(x.hop_s for x in own)),
+        min(link.bytes_per_s, *(x.bytes_per_s for x in own)),
+    )
 
 
 def exchange_s(n_members: Ints, payload_bytes: int, link: Link, costs: Costs) -> Floats:

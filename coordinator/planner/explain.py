@@ -20,6 +20,7 @@ from coordinator.planner.cost import (
     atom_sizes,
     counts_of,
     rates,
+    slowest_link,
     token_time,
 )
 from coordinator.planner.place import Planned, make_plan
@@ -113,7 +114,7 @@ def explain(
         idle=tuple(o.name for o in offers if o.name not in members),
         full=full,
         roomy_s=roomy_s,
-        equal_s=token_time(equal, sizes, speeds, link, costs).total_s,
+        equal_s=token_time(equal, sizes, speeds, slowest_link(link, offers), costs).total_s,
         equal_lacks=tuple(
             o.name for o, n in zip(offers, needs.tolist(), strict=True) if n > o.memory_bytes
         ),

@@ -86,7 +86,14 @@ class Network(NamedTuple):
     @staticmethod
     def uniform(link: Link, n_agents: int, relayed: bool = False) -> "Network":
         """Return n links that are all alike."""
-        return Network(np.full(n_agents, link.bytes_per_s), link.bytes_per_s, link.hop_s, relayed)
+        return Network.of([link] * n_agents, relayed)
+
+    @staticmethod
+    def of(links: Sequence[Link], relayed: bool = False) -> "Network":
+        """Return the agents' links; the coordinator's is as good as the best of them."""
+        rates = np.array([link.bytes_per_s for link in links])
+        hop_s = max((link.hop_s for link in links), default=0.0)
+        return Network(rates, float(rates.max(initial=0.0)), hop_s, relayed)
 
 
 class Traffic(NamedTuple):
@@ -201,8 +208,11 @@ def move_price(wanted: Traffic, network: Network, costs: MoveCosts) -> MovePrice
     busiest = np.maximum(wanted.into, wanted.out_of) / network.agents_bytes_per_s
     through = wanted.total_bytes if network.relayed else wanted.coordinator
     slowest_s = max(float(busiest.max()), through / network.coordinator_bytes_per_s)
-    narrow = min(float(network.agents_bytes_per_s.min()), network.coordinator_bytes_per_s)
-    last_s = wanted.last_bytes / narrow
+    takes_part = (wanted.into + wanted.out_of) > 0
+    narrow = network.agents_bytes_per_s.min(
+        initial=network.coordinator_bytes_per_s, where=takes_part
+    )
+    last_s = wanted.last_bytes / float(narrow)
     waits_s = 2 * network.hop_s * costs.round_trips + costs.switch_s
     return MovePrice(slowest_s / costs.goodput_share, waits_s + last_s)
 

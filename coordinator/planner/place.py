@@ -26,6 +26,7 @@ from coordinator.planner.cost import (
     atom_sizes,
     counts_of,
     rates,
+    slowest_link,
     token_time,
 )
 from coordinator.planner.subset import Alternative, Subsets
@@ -142,7 +143,8 @@ def assess(
         MemberForecast(offers[i].name, int(w), int(p), offers[i].memory_bytes)
         for i, w, p in zip(ranks, weights, pools, strict=True)
     )
-    time = token_time(counts, sizes, rates(offers)[ranks], link, costs)
+    slowest = slowest_link(link, (offers[i] for i in ranks))
+    time = token_time(counts, sizes, rates(offers)[ranks], slowest, costs)
     return Planned(plan, time, forecasts)
 
 

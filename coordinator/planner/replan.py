@@ -36,6 +36,7 @@ from coordinator.planner.cost import (
     atom_sizes,
     kv_token_bytes,
     rates,
+    slowest_link,
     stages_of,
     token_time,
 )
@@ -89,7 +90,7 @@ def replan(
         offers: agents that are here: forecast memory and present rates. Members of the plan that
             are missing are lost.
         request: what the plan must serve; its place is not looked at.
-        link: the way between coordinator and agents.
+        link: the way between coordinator and agents that do not offer their own.
         now: horizon, cached tokens, residency and the like.
         costs: fixed costs of tokens.
 
@@ -130,7 +131,7 @@ class _Search:
         self._before = holdings_of(present, geometry, self._names)
         self._held = self._before.counts(n)
         self._resident = now.resident or Resident.just(self._before, n)
-        self._network = now.network or Network.uniform(link, n)
+        self._network = now.network or Network.of([o.link or link for o in offers])
         self._spare = self._resident.spare(self._held)
         self._lost = any(bool((part == NOBODY).any()) for part in self._before)
         self._present_time = None if self._lost else self._time_of_present()
@@ -234,17 +235,20 @@ class _Search:
     def _time(self, counts: Counts) -> TokenTime:
         users = counts.groups.any(0) | counts.columns.any(0) | (counts.vocab > 0)
         kept = np.flatnonzero(users).tolist()
-        speeds = self._setting.bytes_per_s[kept]
-        return token_time(counts.only(kept), self._sizes, speeds, self._link, self._costs)
+        return self._token_time(counts.only(kept), kept)
 
     def _time_of_present(self) -> TokenTime:
         index = {name: i for i, name in enumerate(self._names)}
         ranks = [index[m.agent] for m in self._present.members]
-        speeds = self._setting.bytes_per_s[ranks]
         groups, columns, vocab, _ = self._held
         stages = stages_of(self._present)
         counts = Counts(groups[:, ranks], columns[:, ranks], vocab[ranks], stages)
-        return token_time(counts, self._sizes, speeds, self._link, self._costs)
+        return self._token_time(counts, ranks)
+
+    def _token_time(self, counts: Counts, ranks: list[int]) -> TokenTime:
+        """Return the token time of counts whose ranks are these offers."""
+        link = slowest_link(self._link, (self._offers[j] for j in ranks))
+        return token_time(counts, self._sizes, self._setting.bytes_per_s[ranks], link, self._costs)
 
     def _reference(self, found: list[Candidate]) -> float:
         """Return the token time that gains are counted from."""

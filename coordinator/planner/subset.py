@@ -18,6 +18,7 @@ from coordinator.planner.cost import (
     PlanRequest,
     atom_sizes,
     rates,
+    slowest_link,
     token_time,
 )
 from coordinator.planner.fill import Fill
@@ -67,7 +68,7 @@ class Subsets:
         geometry: the model's shapes.
         offers: the agents, in the order of future ranks.
         request: what to serve.
-        link: the way between coordinator and agents.
+        link: the way between coordinator and agents that do not offer their own.
         costs: fixed costs.
     """
 
@@ -225,7 +226,8 @@ class Subsets:
 
     def _time_s(self, members: tuple[int, ...], counts: Counts) -> float:
         speeds = self._rates[list(members)]
-        return token_time(counts, self._sizes, speeds, self._link, self._costs).total_s
+        link = slowest_link(self._link, (self._offers[j] for j in members))
+        return token_time(counts, self._sizes, speeds, link, self._costs).total_s
 
     def _fastest(self, subsets: Iterable[tuple[int, ...]], best: Chosen | None) -> Chosen | None:
         """Return the fastest of the subsets and `best`; the first one at equal times."""

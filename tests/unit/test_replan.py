@@ -280,6 +280,23 @@ def test_a_board_that_comes_is_used_though_rates_change_often() -> None:
     assert again(plan, boards, replace(now, resident=None)).reason == "stay"
 
 
+def test_an_idle_board_on_a_slow_link_changes_nothing() -> None:
+    boards = [o._replace(link=GBIT) for o in offers((2000, 2.0), (2000, 2.0), (2000, 2.0))]
+    plan = plan_for(boards)
+    assert len(plan.members) == 3
+    slow = boards[0]._replace(name=AgentName("wifi"), link=Link(hop_s=2e-3, bytes_per_s=5e6))
+    now = Conditions(900.0, 100, resident=resident([*boards, slow]), joined=frozenset({slow.name}))
+    alone = replan(plan, TINYLLAMA, boards, REQUEST, GBIT, Conditions(900.0, 100))
+    found = again(plan, [*boards, slow], now)
+    assert found.reason == "stay"
+    assert found.after == alone.after
+    # Where it holds something, its link is what exchanges wait for.
+    with_it = make_plan(MODEL, TINYLLAMA, [boards[0], slow], REQUEST, GBIT)
+    assert [m.agent for m in with_it.plan.members] == ["pi-0"]
+    four = make_plan(MODEL, TINYLLAMA, [*boards, slow], replace(REQUEST, place="spread"), GBIT)
+    assert four.time.exchange_s > 5 * alone.after.exchange_s
+
+
 def test_survivors_that_cannot_hold_the_model_say_what_is_missing() -> None:
     boards = offers((700, 4), (700, 4))
     with pytest.raises(ResourceError, match=r"the model does not fit: .* are missing"):
