@@ -234,6 +234,13 @@ class BulkServer:
                 except zmq.Again:
                     if not (self._is_moving or self._unsent):
                         self._bell.wait(self._socket, IDLE_S)
+                except zmq.ContextTerminated:
+                    raise
+                except Exception:
+                    # One message must not keep all others from their weights and rows.
+                    self.n_dropped += 1
+                    if self.n_dropped & (self.n_dropped - 1) == 0:
+                        log.exception("bulk server: a message went wrong")
                 if self._relay is not None:
                     self._keep_moving(self._relay)
         except zmq.ContextTerminated:

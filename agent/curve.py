@@ -119,5 +119,6 @@ def peer_key(frame: zmq.Frame) -> str:
     """Return the public key that the sender of a received frame has proved; "" without CURVE."""
     try:
         return str(frame.get("User-Id"))
-    except zmq.ZMQError:
+    except (zmq.ZMQError, UnicodeDecodeError):
+        # On links in clear peers say of themselves what they like, also what is no text.
         return ""

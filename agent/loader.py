@@ -177,8 +177,7 @@ class Loader:
     def _run(self) -> None:
         while (job := self._next()) is not None:
             if isinstance(job, ProbeJob):
-                self._shake_hands(job.source, again=True)
-                probe_link(self._context, job.source, job.n_bytes, self.goodput)
+                self._probe(job)
                 continue
             key = job.key
             try:
@@ -202,11 +201,23 @@ class Loader:
             try:
                 job = self._jobs.get(timeout=None if waits else LOOK_S)
             except queue.Empty:
-                for store in self._stores.values():
-                    self._ahead.look(store, self._options.memory_bytes)
+                try:
+                    for store in self._stores.values():
+                        self._ahead.look(store, self._options.memory_bytes)
+                except Exception:
+                    log.exception("atoms are not verified ahead")
+                    self._ahead.stop()
                 continue
             self._ahead.stop()
             return job
+
+    def _probe(self, job: ProbeJob) -> None:
+        try:
+            self._shake_hands(job.source, again=True)
+            probe_link(self._context, job.source, job.n_bytes, self.goodput)
+        except Exception:
+            # Such as no descriptor left: a later probe may do better, and loading must go on.
+            log.exception("the link could not be measured")
 
     def _load(self, job: LoadJob) -> None:
         self._shake_hands(job.source)

@@ -54,8 +54,11 @@ MAX_PROBE_BYTES = 64 << 20
 T = TypeVar("T")
 
 # Bounds of what is measured: whoever reads it need not look for NaN or nonsense.
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
-Rate = Annotated[float, msgspec.Meta(gt=0.0, le=1e15)]
+# Bounds of what agents say of themselves: no board comes near, and sums over all of them fit int64.
+MOST_COUNT = 1 << 50
+LEAST_RATE, MOST_RATE = 1.0, 1e15
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_COUNT)]
+Rate = Annotated[float, msgspec.Meta(ge=LEAST_RATE, le=MOST_RATE)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=3600.0)]
 Celsius = Annotated[float, msgspec.Meta(ge=-100.0, le=300.0)]
 

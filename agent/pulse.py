@@ -8,7 +8,7 @@ from agent.hot import HotLoop
 from agent.ids import Epoch
 from agent.loader import Loader
 from agent.memory import Memory
-from agent.messages import Heartbeat
+from agent.messages import LEAST_RATE, MOST_RATE, Heartbeat
 from agent.resources import reserve_bytes
 from agent.speedometer import Speedometer
 
@@ -85,7 +85,7 @@ class Pulse:
             round_trip_s=self._loader.round_trip_s or round_trip_s,
             kv_bytes=kv_bytes,
             major_faults=max(0, n_faults - self._n_faults),
-            bytes_per_s=rate.bytes_per_s if rate else None,
+            bytes_per_s=min(max(rate.bytes_per_s, LEAST_RATE), MOST_RATE) if rate else None,
             call_s=rate.call_s if rate else None,
             goodput_bytes_per_s=goodput.bytes_per_s,
             n_goodput=goodput.n_windows,

@@ -49,6 +49,9 @@ class Speedometer:
         """Take the calls since the last look; return whether what they show should be told now."""
         n_added = self.samples.n_added
         self.is_running, self._n_seen = n_added != self._n_seen, n_added
+        return self._take()
+
+    def _take(self) -> bool:
         calls = self.samples.take(NEWS_CALLS)
         if not len(calls):
             return False
@@ -64,7 +67,7 @@ class Speedometer:
 
     def read(self) -> ReadRate | None:
         """Return the speed since it was told last; None if there were too few calls, which stay."""
-        self.look()
+        self._take()
         found, self._changed = self._changed, None
         if found is None and self._kept:
             found = read_rate(np.concatenate(self._kept))

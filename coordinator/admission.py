@@ -1,13 +1,13 @@
 """Whether an agent may join: versions that agree, a usable name, numbers that make sense. Pure."""
 
-import math
 import re
 
-from agent.messages import Hello, Versions
+from agent.messages import LEAST_RATE, MOST_COUNT, MOST_RATE, Hello, Versions
 
 __all__ = ["refusal"]
 
 # Names stand in plans, log lines and routing ids.
+MOST_CORES = 1 << 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -31,10 +31,12 @@ def refusal(hello: Hello, ours: Versions) -> str:
             f"agent name {hello.name[:64]!r} cannot be used; take 1 to 64 of A-Z a-z 0-9 . _ -, "
             f"beginning with a letter or digit"
         )
-    speed = hello.bytes_per_s
-    if not 1 <= len(hello.instance_id) <= 64 or hello.n_threads < 1 or hello.n_cores < 1:
+    speed, counts = hello.bytes_per_s, (hello.n_threads, hello.n_cores)
+    if not 1 <= len(hello.instance_id) <= 64 or not all(1 <= n <= MOST_CORES for n in counts):
         return f"agent {hello.name!r} sent an incomplete HELLO; use the same headwise release"
-    if hello.memory_bytes < 0 or not (math.isfinite(speed) and speed >= 0.0):
+    # NaN is within no bounds.
+    known = speed == 0.0 or LEAST_RATE <= speed <= MOST_RATE
+    if not (known and 0 <= hello.memory_bytes <= MOST_COUNT):
         return (
             f"agent {hello.name!r} offers {hello.memory_bytes} bytes of memory at {speed} "
             f"bytes per second; use the same headwise release"

@@ -122,7 +122,7 @@ class Advisor:
         """
         members = {member.agent for member in plan.members}
         here = frozenset(o.name for o in offers)
-        joined, self._known = here - self._known - members - frozenset(barred), here
+        joined = here - self._known - members - frozenset(barred)
         return Conditions(
             self._watch.horizon.mean_s,
             n_tokens,
@@ -132,6 +132,10 @@ class Advisor:
             cordoned=frozenset(cordoned),
             both_at_once=True,
         )
+
+    def answered(self, offers: Sequence[Offer]) -> None:
+        """Note that the planner has answered about these agents: none of them is new any more."""
+        self._known = frozenset(o.name for o in offers)
 
     def _resident(self, plan: Plan, names: Sequence[AgentName]) -> Resident:
         """Return whose weights are at hand: everything, or what an agent holds now."""

@@ -49,6 +49,9 @@ class Evictor:
         self.n_failed = 0
         # Replaced and removed by more than one thread, an entry at a time.
         self._connections: dict[bytes, _Connection] = {}
+        # Before it is bound once more.
+        address = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._port = int(address.rpartition(":")[2]) if address.startswith("tcp:") else None
         # inproc needs no handshake; the name is random lest two coordinators of a process meet.
         self._endpoint = f"inproc://evict-{secrets.token_hex(8)}"
         router.bind(self._endpoint)
@@ -64,13 +67,27 @@ class Evictor:
         with contextlib.suppress(zmq.ZMQError, OSError):
             fd = int(sender.get(zmq.SRCFD))
             with _duplicate(fd) as connection:
-                found = _Connection(fd, connection.getpeername())
+                if self._is_from(connection, str(sender.get("Peer-Address"))):
+                    found = _Connection(fd, connection.getpeername())
         if found != self._connections.get(route):
             self.hang_up(route)
+        self._connections.pop(route, None)
         if found is not None:
-            self._connections[route] = found
-        while len(self._connections) > MAX_CONNECTIONS:
-            self._connections.pop(next(iter(self._connections)), None)
+            self._connections[route] = found  # the last one now
+        if len(self._connections) > MAX_CONNECTIONS:
+            # Another thread may be changing them: then the next one that is met makes room.
+            with contextlib.suppress(StopIteration, RuntimeError):
+                self._connections.pop(next(iter(self._connections)), None)
+
+    def _is_from(self, connection: sockets.socket, address: str) -> bool:
+        """Tell whether this may be where a frame came from: its connection may have ended since.
+
+        Then its number is perhaps another's, such as a client's of the admin socket.
+        """
+        own, peer = connection.getsockname(), connection.getpeername()
+        if not (isinstance(own, tuple) and isinstance(peer, tuple)):
+            return False
+        return own[1] == self._port and str(peer[0]) == address
 
     def evict(self, route: bytes, last_words: bool = False) -> None:
         """End the link of a routing id; safe from any thread.

@@ -205,7 +205,9 @@ class Installer:
         kept = others.intersection(cordoned)
         now = advisor.conditions(plan, offers, n_tokens, others - kept, kept)
         geometry, costs = self._directory.geometry, self.costs()
-        return replan(plan, geometry, offers, self._request, LOOPBACK, now, costs)
+        found = replan(plan, geometry, offers, self._request, LOOPBACK, now, costs)
+        advisor.answered(offers)
+        return found
 
     def costs(self) -> Costs:
         """Return the fixed costs that tokens have had so far."""

@@ -290,6 +290,10 @@ class Keeper:
         except HeadwiseError as e:
             log.warning("no advice epoch=%d: %s", cluster.epoch, e)
             return
+        except Exception:
+            # A text goes on by the plan that it has.
+            log.exception("no advice epoch=%d", cluster.epoch)
+            return
         if advice.moves:
             self._advice = advice
             self.happen(Advised())

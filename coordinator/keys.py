@@ -9,6 +9,7 @@ anew, so whoever may write here decides who is let in.
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ __all__ = ["KeyStore", "KnownAgent", "default_directory", "find_store", "known_n
 MAX_FILE_BYTES = 4096
 MAX_AGENTS = 1024
 SUFFIX = ".pub"
+# Why files cannot be read for a while: nothing is wrong with them.
+PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR}
 
 T = TypeVar("T")
 
@@ -150,7 +153,8 @@ class KeyStore:
             problems: gets a text for each file that cannot be used, which is then left out.
 
         Raises:
-            InputError: a directory, or without `problems` a file, is damaged or open to others.
+            InputError: a directory, or without `problems` a file, is damaged or open to others; or
+                files cannot be read for a while.
         """
         self._check()
         found = []
@@ -164,6 +168,10 @@ class KeyStore:
             except InputError as e:
                 if not path.exists():
                     continue  # revoked while we read
+                if isinstance(e.__cause__, OSError) and e.__cause__.errno in PASSING:
+                    # Whoever has a list keeps it, and looks again.
+                    self._stamp = ()
+                    raise
                 if problems is None:
                     raise
                 problems.append(str(e))

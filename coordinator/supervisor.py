@@ -248,7 +248,7 @@ class Supervisor:
             case Installed(epoch, members):
                 self._chosen_from = self._asked or frozenset()
                 self._epoch, self._members, self._asked = epoch, members, None
-                self._retry_s, self.problem = MIN_RETRY_S, ""
+                self._retry_s, self.problem, self._lost = MIN_RETRY_S, "", ""
                 # Until the register is looked at again, they are what they have just reported.
                 self._here |= {name: epoch for name in members & self._here.keys()}
             case InstallFailed():

@@ -8,6 +8,7 @@ numba's cache, whoever can write the files runs code as this user: they lie in a
 only this user may write. The checksum finds what a power cut has torn.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -115,7 +116,8 @@ class Images:
             return self._noted(Image(path))
         except HeadwiseError as e:
             log.warning("%s", e)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a disk that nobody may write
+                path.unlink(missing_ok=True)
         except FileNotFoundError:
             pass
         except OSError as e:

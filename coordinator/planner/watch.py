@@ -23,6 +23,8 @@ MEMORY = 32
 SAME = 0.15
 KNOWN = 8
 N_LEVELS = 4
+# A measurement tells of no more than that time before it.
+WATCHED_S = 5.0
 # From so many on an estimate is settled.
 SETTLED = 6
 
@@ -117,7 +119,8 @@ class RateWatch:
         if board is None:
             self._boards[agent] = _Board(bytes_per_s, 1.0, now_s)
             return True
-        self.horizon.watch(now_s - board.at_s)
+        # Between texts nothing is measured: who rests shows no habits.
+        self.horizon.watch(min(now_s - board.at_s, WATCHED_S))
         board.at_s = now_s
         if self._has_changed(board, bytes_per_s):
             self.horizon.change()

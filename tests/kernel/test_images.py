@@ -1,6 +1,7 @@
 """Images of kernels: the results of numba's own functions, safely mapped, judged before use."""
 
 import ast
+import errno
 import os
 import re
 from array import array
@@ -166,6 +167,20 @@ def test_no_page_can_be_written_and_run(images: Images) -> None:
 
 
 @needs_images
+def test_a_damaged_image_that_cannot_be_removed_is_passed_over(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_up(np.zeros(64, np.int64), 0)
+    (path,) = images.directory.glob("*.image")
+    path.write_bytes(b"")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert images._open(path) is None
+
+
 @pytest.mark.parametrize("harm", ["torn", "changed", "empty", "foreign"])
 def test_a_damaged_image_is_never_run(images: Images, harm: str) -> None:
     count_up(np.zeros(64, np.int64), 0)

@@ -295,3 +295,24 @@ def test_pulls_that_keep_little_on_the_way_measure_nothing(context, server, dire
     pull_objects(context, source, wanted, Taken(), lambda _: None, threading.Event(), goodput)
     assert max(w.n_bytes for w in wanted) <= 32 << 10
     assert goodput.bytes_per_s is None
+
+
+def test_what_goes_wrong_with_one_message_ends_no_other(directory, context, server, monkeypatch):
+    real = bulk.decode_bulk_message
+    odd = [RuntimeError("as nobody foresaw")]
+    monkeypatch.setattr(
+        bulk, "decode_bulk_message", lambda data: fail(odd.pop()) if odd else real(data)
+    )
+    with context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.RCVTIMEO, 10_000)
+        peer.connect(f"tcp://127.0.0.1:{server.port}")
+        name = directory.manifest.model_id
+        for _ in range(2):
+            peer.send(encode(BulkRequest(RUN, name, 0, 8, TOKEN)))
+        assert peer.recv_multipart()[1] == directory.manifest.encode()[:8]
+    server.close()
+    assert server.n_dropped == 1
+
+
+def fail(error):
+    raise error

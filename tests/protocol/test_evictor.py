@@ -2,7 +2,11 @@
 
 import contextlib
 import functools
+import socket as sockets
 from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pytest
@@ -109,3 +113,41 @@ def test_a_link_that_was_dialled_anew_gives_its_former_connection_back() -> None
     assert until(lambda: n_connections(port) == 0)
     router.close(linger=0)
     context.term()
+
+
+def test_a_connection_that_is_another_ones_is_left_alone() -> None:
+    """Its number may belong to somebody else by the time that a frame of it is read."""
+    context: Context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    set_options(router, HOT)
+    router.bind("tcp://127.0.0.1:*")
+    evictor = Evictor(context, router)
+    with socketpair() as (ours, theirs), dialled_elsewhere() as (client, accepted):
+        for other in (ours, accepted):
+            stale = SimpleNamespace(
+                bytes=b"board",
+                get={zmq.SRCFD: other.fileno(), "Peer-Address": "127.0.0.1"}.__getitem__,
+            )
+            evictor.met(cast("zmq.Frame", stale))
+            evictor.hang_up(b"board")
+        for mine, peer in ((ours, theirs), (accepted, client)):
+            mine.sendall(b"still here")
+            assert peer.recv(32) == b"still here"
+    router.close(linger=0)
+    context.term()
+
+
+@contextlib.contextmanager
+def socketpair() -> Iterator[tuple[sockets.socket, sockets.socket]]:
+    ours, theirs = sockets.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@contextlib.contextmanager
+def dialled_elsewhere() -> Iterator[tuple[sockets.socket, sockets.socket]]:
+    with sockets.create_server(("127.0.0.1", 0)) as server:
+        client = sockets.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        with client, accepted:
+            yield client, accepted

@@ -137,6 +137,10 @@ def test_who_has_just_come_is_told_of_once() -> None:
     plan = make_plan(ModelId("m"), GEOMETRY, OFFERS[:1], request, Link(1e-4, 1e8)).plan
     advisor = Advisor(GEOMETRY)
     assert advisor.conditions(plan, OFFERS, 0, []).joined == {B}
+    # Asked again, with other memory.
+    assert advisor.conditions(plan, OFFERS, 0, []).joined == {B}
+    advisor.answered(OFFERS)
     assert advisor.conditions(plan, OFFERS, 0, []).joined == frozenset()
     assert advisor.conditions(plan, OFFERS[:1], 0, []).joined == frozenset()
+    advisor.answered(OFFERS[:1])
     assert advisor.conditions(plan, OFFERS, 0, [B]).joined == frozenset()

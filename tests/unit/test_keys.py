@@ -1,5 +1,6 @@
 """Key store, join files and the `keys` verb: permissions, rotation, what is never shown."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -31,6 +32,29 @@ def keys(*words: str | Path) -> int:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_files_that_cannot_be_read_for_a_while_revoke_nobody(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (keys("init"), keys("add", "pi-1"), keys("add", "pi-2")) == (0, 0, 0)
+    store = find_store(None)
+    assert store is not None
+    assert store.changed()
+    real = os.open
+
+    def flooded(path: Path, flags: int, *more: int) -> int:
+        if str(path).endswith("pi-1.pub"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, flags, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", flooded)
+        # Not a list without it, and looked at again although nothing has changed since.
+        with pytest.raises(InputError, match="Too many open files"):
+            store.agents([])
+    assert store.changed()
+    assert [agent.name for agent in store.agents([])] == ["pi-1", "pi-2"]
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])

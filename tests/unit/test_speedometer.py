@@ -133,3 +133,15 @@ def test_calls_that_cannot_be_are_passed_over() -> None:
 def test_a_quarter_is_the_limit() -> None:
     found = [is_news(float(s)) for s in np.array([0.5, 0.79, 0.81, 1.0, 1.24, 1.26, 3.0])]
     assert found == [True, True, False, False, False, True, True]
+
+
+def test_a_heartbeat_does_not_end_the_watch() -> None:
+    speedometer, samples = told(1e9)
+    run(samples, 1e9)
+    assert not speedometer.look()
+    assert speedometer.is_running
+    # At once after it, as heartbeats are made: no call has ended since.
+    speedometer.read()
+    assert speedometer.is_running
+    speedometer.look()
+    assert not speedometer.is_running

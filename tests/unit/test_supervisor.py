@@ -313,3 +313,16 @@ def test_the_only_board_is_not_set_aside() -> None:
     supervisor.on_event(Tick(), 5.0)
     supervisor.on_event(InstallFailed("a is broken", frozenset({A})), 6.0)
     assert installs(supervisor.on_event(Tick(), 8.0)) == [Install((A,))]
+
+
+def test_a_text_that_stopped_without_a_plan_does_not_cost_the_next_one() -> None:
+    supervisor = serving("a", "b")
+    supervisor.on_event(RequestBegan(), 20.0)
+    # A move that broke down took the plan with it; then the text meets with that.
+    supervisor.on_event(Drain(B), 20.1)
+    supervisor.on_event(Tick(), 21.2)
+    supervisor.on_event(InstallFailed("the move broke down", kept=False), 21.3)
+    actions = supervisor.on_event(TextStopped("the plan is gone"), 21.4)
+    assert Install((A,)) in actions
+    assert supervisor.on_event(installed(2, "a"), 22.0) == [Wait(None)]
+    assert supervisor.in_force

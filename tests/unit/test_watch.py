@@ -103,3 +103,12 @@ def test_the_horizon_is_bounded_and_quiet_time_counts() -> None:
         hectic.watch(1e-3)
         hectic.change()
     assert hectic.mean_s == 5
+
+
+def test_rest_shows_no_habits() -> None:
+    rested, fresh = RateWatch(), RateWatch()
+    for watch, began_s in ((rested, 8 * 3600.0), (fresh, 1.0)):
+        watch.measure(PI, 1e9, 0.0)
+        for i in range(12):
+            watch.measure(PI, 3e8 if i % 2 else 1e9, began_s + 20.0 * i)
+    assert rested.horizon.mean_s < 1.2 * fresh.horizon.mean_s < 60.0
