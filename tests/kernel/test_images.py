@@ -181,6 +181,7 @@ def test_a_damaged_image_that_cannot_be_removed_is_passed_over(
     assert images._open(path) is None
 
 
+@needs_images
 @pytest.mark.parametrize("harm", ["torn", "changed", "empty", "foreign"])
 def test_a_damaged_image_is_never_run(images: Images, harm: str) -> None:
     count_up(np.zeros(64, np.int64), 0)
