@@ -18,8 +18,9 @@ from coordinator.texts import Text
 
 __all__ = ["Mirror"]
 
-# It is never done; who makes no progress for so long is not asked any more.
-PACE = Pace(prepare_s=float("inf"), stall_s=30.0)
+# It is never done; who makes no progress for so long is not asked for a while. Nobody looks while a
+# step takes its time, or between two texts.
+PACE = Pace(prepare_s=float("inf"), stall_s=30.0, look_s=1.0)
 
 
 class Mirror(Following):
