@@ -266,7 +266,9 @@ class Mirrors:
         if mirror is None or not self._is_on(mirror):
             log.info("recovery from=prefill: there is no mirror, %s", self._why)
             return False
-        mirror.poll()
+        if not mirror.take_in():
+            log.info("recovery from=prefill: the mirror has failed and is being given up")
+            return False
         if self._texts.follower is mirror:
             self._texts.follower = None
         self._mirror = None
