@@ -235,6 +235,7 @@ class Mirrors:
         if self._texts.follower is mirror:
             self._texts.follower = None
         mirror.tell_off()
+        self._moves.end_rows()
 
     def plan_changes(self) -> None:
         """Take in that a migration has begun, or that another plan is put into force."""

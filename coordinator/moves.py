@@ -158,6 +158,11 @@ class Moves:
 
         return let_pass
 
+    def end_rows(self) -> None:
+        """Let the rows of a mirror pass no more, unless a migration has taken its place."""
+        if not self.is_moving:
+            self._bulk.end_move()
+
     def restore(
         self, plan: Plan, parts: MoveParts, engine: Engine, check: Callable[[], None]
     ) -> str:

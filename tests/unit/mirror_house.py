@@ -119,7 +119,8 @@ class MirrorHouse:
         self.after = after
         self.restored: list[bool] = []
         self.texts = Texts(lambda: self.plans.engine, self._recover)
-        self.moves = Moves(RUN, self.plans, self.board, Bulk(), self.texts, geometry())
+        self.bulk = Bulk()
+        self.moves = Moves(RUN, self.plans, self.board, self.bulk, self.texts, geometry())
         self.mirrors = Mirrors(
             RUN, True, self.plans, self.moves, self.board, self.texts, geometry()
         )

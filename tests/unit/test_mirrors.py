@@ -233,6 +233,25 @@ def test_a_migration_ends_a_mirror_and_another_one_begins_after_it() -> None:
     assert len(h.board.mirrors_begun()) == 2
 
 
+def test_rows_pass_as_long_as_the_mirror_or_the_move_that_ended_it() -> None:
+    h = house()
+    text = h.text(1)
+    h.write(text, 10)
+    (mirror,) = h.board.mirrors_begun()
+    assert h.bulk.passes == mirror
+    h.moves.begin(plan(a=1, b=2, c=1))
+    h.mirrors.plan_changes()
+    assert h.moves.move is not None
+    assert h.bulk.passes == h.moves.move.epoch
+    while h.moves.is_moving:
+        h.moves.go_on()
+        h.write(text, 1)
+    h.write(text, 1)
+    assert h.bulk.passes == h.board.mirrors_begun()[1]
+    h.mirrors.plan_changes()
+    assert h.bulk.passes is None
+
+
 def test_a_mirror_that_lost_its_place_to_a_move_that_did_not_begin_begins_anew() -> None:
     h = house()
     text = h.text(1)
