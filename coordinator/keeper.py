@@ -33,6 +33,7 @@ from coordinator.supervisor import (
     Install,
     Installed,
     InstallFailed,
+    Interrupted,
     Move,
     RequestBegan,
     Seen,
@@ -41,6 +42,7 @@ from coordinator.supervisor import (
     Unfit,
     Wait,
 )
+from coordinator.texts import UnwantedError
 from coordinator.wishes import heed
 from kernels.errors import (
     AgentLostError,
@@ -226,6 +228,11 @@ class Keeper:
             # A newcomer that would not help changes nothing.
             if plan != before:
                 self._load(plan, frozenset(member.agent for member in plan.members))
+        except UnwantedError:
+            # No plan has failed; how the text ended is told next, and decides what comes.
+            cluster.drop_plan(end_texts=False)
+            self.happen(Interrupted())
+            raise
         except HeadwiseError as e:
             kept = before is not None and cluster.plan is before
             late = e.agents if isinstance(e, LateAgentsError) else ()

@@ -275,6 +275,33 @@ def test_a_text_that_ended_before_it_noticed_leaves_no_shortage_behind(short_day
     assert notice.startswith("no plan is in force; ")
 
 
+def test_a_client_that_leaves_while_its_rows_are_restored_is_no_failed_plan(day: Day) -> None:
+    house, install, n_interrupted = day.house, day.house.install, 0
+
+    def restore(plan: Plan, end_texts: bool) -> None:
+        nonlocal n_interrupted
+        install(plan, end_texts)
+        house.install = install  # type: ignore[method-assign]
+        n_interrupted += 1
+        day.request.give_up("its client has left")
+        cast("Any", house.interrupt)()
+
+    def write() -> Iterator[Token]:
+        yield Token(7, "")
+        house.install = restore  # type: ignore[method-assign]
+        cast("Any", house.recover)(AgentLostError("the plan is gone"))
+        yield Token(8, "")
+
+    house.write = write
+    day.serve()
+    assert n_interrupted == 1
+    # Nothing keeps the next one waiting.
+    view = day.service.desk.view
+    assert (view.problem, view.state) == ("", "ready")
+    assert house.plan == plan_of(A, B)
+    assert house.epoch == 3, "what was interrupted is not taken for a plan in force"
+
+
 def test_an_agent_that_a_move_leads_to_is_not_free_of_work(day: Day) -> None:
     house, keeper, desk = day.house, day.service._keeper, day.service.desk
     c = AgentName("c")
