@@ -144,7 +144,10 @@ Event = (
 
 
 class Install(NamedTuple):
-    """Plan with these agents, install it, and report `Installed` or `InstallFailed`."""
+    """Plan with these agents, install it, and report what came of it.
+
+    That is `Installed`, `InstallFailed` or `Interrupted`.
+    """
 
     names: tuple[AgentName, ...]
 
