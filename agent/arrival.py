@@ -38,6 +38,8 @@ SOON_S = 0.2
 SILENCE_S = 30.0
 REPORT_S = 0.5
 MAX_ATTEMPTS = 4
+# A mirror lives for any number of texts; what is late by more of them than these does not come.
+MAX_GONE = 64
 
 
 class Tell(NamedTuple):
@@ -133,6 +135,8 @@ class Arrival:
         # Every answer tells anew how much that is, as texts begin and end.
         self._window.on_reply(order.window_bytes, now_s, now_s)
         self._texts: dict[int, TextProgress] = {}
+        # What is said of those that were released, the oldest first.
+        self._gone: dict[int, Tell] = {}
         self._requests: dict[int, _Request] = {}
         self._last_number = 0
         self._heard_s = now_s
@@ -155,19 +159,22 @@ class Arrival:
         """Take in what to have of one text."""
         if self.failed:
             return [self._failure()]
+        gone = self._gone.get(want.kv_id)
+        if gone is not None:
+            return [gone]
         text = self._texts.get(want.kv_id)
         if text is None:
-            actions = self._begin(want)
-        elif text.gone or want.version < text.version:
+            text = TextProgress(KvId(want.kv_id), want.version)
+            actions = self._begin(text, want)
+        elif want.version < text.version:
             return [self._have(text)]
-        elif want.version > text.version:
+        elif want.version > text.version or want.gone:
             actions = self._renew(text, want)
         else:
             actions = self._grow(text, want.n_tokens)
-        text = self._texts[want.kv_id]
+        if want.gone:
+            return [*actions, self._bury(text)]
         text.urgent = want.urgent
-        if text.gone:
-            return [*actions, self._have(text)]
         pumped = self._pump(now_s)
         return [*actions, *pumped, *([self._have(text)] if text.complete else [])]
 
@@ -248,15 +255,15 @@ class Arrival:
 
     # Texts.
 
-    def _begin(self, want: Want) -> list[ArrivalAction]:
-        kv_id = KvId(want.kv_id)
-        text = self._texts[kv_id] = TextProgress(kv_id, want.version, gone=want.gone)
+    def _begin(self, text: TextProgress, want: Want) -> list[ArrivalAction]:
         if want.gone:
             return []
+        kv_id = text.kv_id
+        self._texts[kv_id] = text
         text.reserve_tokens = want.reserve_tokens
         ops = [KvOp(KvOpCode.OPEN, kv_id, want.reserve_tokens)]
         parent = self._texts.get(want.fork_of) if want.fork_tokens else None
-        if parent and not parent.gone and parent.version == want.fork_version and parent.have:
+        if parent and parent.version == want.fork_version and parent.have:
             text.have = text.wanted = min(want.fork_tokens, parent.have)
             ops.insert(0, KvOp(KvOpCode.FORK, kv_id, parent.kv_id, text.have))
         room: list[ArrivalAction] = [Room(kv_id, tuple(ops), text.have)]
@@ -270,17 +277,27 @@ class Arrival:
 
     def _renew(self, text: TextProgress, want: Want) -> list[ArrivalAction]:
         """Begin a version: rows from the floor on are void, or the text is gone."""
-        text.version, text.gone = want.version, want.gone
+        text.version = want.version
         text.void_from(0 if want.gone else want.floor)
         self._requests = {n: r for n, r in self._requests.items() if r.text is not text}
         if want.gone:
-            text.wanted = 0
             return [Room(text.kv_id, (KvOp(KvOpCode.RELEASE, text.kv_id),), 0)]
         text.have = min(text.have, want.n_tokens)
         text.wanted = text.have
         cut = KvOp(KvOpCode.TRUNCATE, text.kv_id, text.have)
         room: list[ArrivalAction] = [Room(text.kv_id, (cut,), text.have)]
         return [*room, *self._grow(text, want.n_tokens)]
+
+    def _bury(self, text: TextProgress) -> Tell:
+        """Forget a released text but for what is said of it, if an order of before comes late."""
+        run_id, epoch = self.order.run_id, self.order.epoch
+        self._texts.pop(text.kv_id, None)
+        last = self._gone[text.kv_id] = Tell(
+            Have(run_id, epoch, text.kv_id, text.version, 0, gone=True)
+        )
+        while len(self._gone) > MAX_GONE:
+            del self._gone[next(iter(self._gone))]
+        return last
 
     # Requests.
 
@@ -291,7 +308,7 @@ class Arrival:
             if not request.placing and now_s >= request.due_s:
                 actions.append(self._fetch(number, request, now_s))
         for text in sorted(self._texts.values(), key=lambda t: not t.urgent):
-            if text.gone or text.complete:
+            if text.complete:
                 continue
             most = CREDITS if text.urgent else self._window.credits
             chunk_bytes = CHUNK_BYTES if text.urgent else self._window.chunk_bytes
@@ -349,7 +366,7 @@ class Arrival:
 
     def _have(self, text: TextProgress) -> Tell:
         run_id, epoch = self.order.run_id, self.order.epoch
-        return Tell(Have(run_id, epoch, text.kv_id, text.version, text.have, text.gone))
+        return Tell(Have(run_id, epoch, text.kv_id, text.version, text.have))
 
     def _fail(self, reason: str) -> list[ArrivalAction]:
         if self.failed:

@@ -53,7 +53,6 @@ class TextProgress:
         wanted: rows to have.
         have: rows that are here.
         urgent: whether the text waits.
-        gone: whether it was released.
         reserve_tokens: tokens for which pages are reserved.
     """
 
@@ -62,7 +61,6 @@ class TextProgress:
     wanted: int = 0
     have: int = 0
     urgent: bool = False
-    gone: bool = False
     reserve_tokens: int = 0
     _blocks: deque[Block] = field(default_factory=deque)
     _remote: deque[Piece] = field(default_factory=deque)

@@ -47,18 +47,30 @@ class Leases:
         return sum(lease.kv_bytes for lease in self._living())
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of atoms and KV pools that are in use."""
+        return n_bytes_of(self.atoms.values()) + self.kv_bytes
+
+    @property
     def pool_bytes(self) -> int:
         """As `kv_bytes`, but from any thread."""
         leases = list(self._leases)
         return sum(lease.kv_bytes for lease in leases if lease.user() is not None)
 
-    def wait(self, enough: Callable[[], bool], cancelled: Event) -> bool:
+    def wait(
+        self, enough: Callable[[], bool], cancelled: Event, most_s: float = float("inf")
+    ) -> bool:
         """Wait until `enough` says so while members go; False if it does not in time.
+
+        Args:
+            enough: looked at several times.
+            cancelled: ends it.
+            most_s: how long to wait at most, if not as long as a released member may live.
 
         Raises:
             Cancelled: nobody wants it any more.
         """
-        deadline_s = time.monotonic() + RELEASE_S
+        deadline_s = time.monotonic() + min(most_s, RELEASE_S)
         while True:
             # Looked at before: the last one may go while `enough` counts.
             may_change = bool(self._living()) and time.monotonic() < deadline_s

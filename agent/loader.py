@@ -34,7 +34,6 @@ from agent.member import (
     check_assignment,
     kv_shape,
     make_member,
-    reserve_pool,
     shared_pool,
     wanted_atoms,
 )
@@ -44,6 +43,7 @@ from agent.mirror_pool import MirrorPool
 from agent.probe import handshake_s, probe_link
 from agent.pull import Wanted
 from agent.puller import BulkSource, Cancelled, Sink, pull_objects
+from agent.reserving import reserve_mirror
 from agent.share import Assignment
 from agent.store import DirectoryStore, Store, find_directory
 from agent.threads import NamedThread
@@ -279,19 +279,9 @@ class Loader:
         return member, Ready(assignment.epoch, weights_bytes, kv_bytes, pulled_bytes, seconds)
 
     def _reserve(self, job: Reservation) -> MirrorPool:
-        """Reserve a mirror's pool, in what is free now: what plans need goes before."""
-        offered_bytes, kv_bytes = self._options.memory_bytes, job.shape.pool_bytes
+        """Reserve a mirror's pool beside the plan's weights."""
         for store in self._stores.values():
-            held_bytes = n_bytes_of(store.leases.atoms.values()) + store.leases.kv_bytes
-            if held_bytes + kv_bytes > offered_bytes:
-                raise ResourceError(
-                    f"a mirror of {len(job.groups)} head groups takes {kv_bytes} bytes; weights "
-                    f"and KV here have {held_bytes} of the {offered_bytes} that this agent offers"
-                )
-            pool = MirrorPool(*job.key, job.groups, reserve_pool(job.shape))
-            store.leases.add(pool.kv, (), kv_bytes)
-            log.info("epoch=%d mirror kv_bytes=%d", pool.epoch, kv_bytes)
-            return pool
+            return reserve_mirror(job, store.leases, self._options.memory_bytes)
         raise PlanError("no plan's weights are on this agent, which a mirror goes with")
 
     def _shared_pool(self, assignment: Assignment, geometry: Geometry) -> KvPool | None:

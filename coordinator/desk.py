@@ -13,12 +13,13 @@ from agent.versions import our_versions
 from coordinator.admin_messages import Generate, LivePlan, Notice, Status
 from coordinator.cluster import Cluster
 from coordinator.inbox import Inbox, Request
+from coordinator.move import Move
 from coordinator.plan import Plan
 from coordinator.status import MirrorStatus, MoveStatus, agent_statuses
 from coordinator.supervisor import Cordon, Drain, Undrain
 from kernels.errors import InputError, PlanError
 
-__all__ = ["Desk", "View"]
+__all__ = ["Desk", "View", "at_work"]
 
 
 @dataclass(frozen=True)
@@ -170,3 +171,9 @@ class Desk:
     def is_cordoned(self, name: AgentName) -> bool:
         """Return whether no plan gives an agent anything new from now on."""
         return name in self.view.cordoned
+
+
+def at_work(plan: Plan | None, move: Move | None) -> frozenset[AgentName]:
+    """Return who has work by a plan, or gets some by the migration that is under way."""
+    held = frozenset(member.agent for member in plan.members) if plan else frozenset()
+    return held | move.agents if move else held

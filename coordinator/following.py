@@ -83,9 +83,13 @@ class Following(ABC):
 
     def _look(self) -> None:
         """Take in what the agents reported, and that time has passed."""
+        self._read()
+        self._happen(Tick())
+
+    def _read(self) -> None:
+        """Take in what the agents reported."""
         for name, report in self._control.take_reports():
             self._happen(Reported(name, report))
-        self._happen(Tick())
 
     def _happen(self, event: Event) -> None:
         if self.finished is None:

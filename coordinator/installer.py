@@ -235,11 +235,17 @@ class Installer:
         self.epoch = self.next_epoch()
         told = self._told(plan, self.epoch)
         self.plan = plan
-        link = self._link = self._expect(plan, told, self.epoch)
-        self._control.assign(told)
-        self._control.wait_ready(self.epoch, self.weights_bytes(), LOAD_STALL_S, link.take_hellos)
-        link.join(time.monotonic() + JOIN_S)
-        self._engine = self._make_engine(plan, link)
+        try:
+            link = self._link = self._expect(plan, told, self.epoch)
+            self._control.assign(told)
+            weights_bytes = self.weights_bytes()
+            self._control.wait_ready(self.epoch, weights_bytes, LOAD_STALL_S, link.take_hellos)
+            link.join(time.monotonic() + JOIN_S)
+            self._engine = self._make_engine(plan, link)
+        except BaseException:
+            # What its members have loaded is at hand for the next one; `drop` lets them free it.
+            self._former, self.plan = plan, None
+            raise
 
     def _told(self, plan: Plan, epoch: Epoch) -> dict[AgentName, Assignment]:
         return assignments(

@@ -13,7 +13,7 @@ from agent.ids import AgentName, Epoch
 from coordinator.admin_messages import Notice
 from coordinator.advisor import Advisor
 from coordinator.cluster import Cluster
-from coordinator.desk import Desk
+from coordinator.desk import Desk, at_work
 from coordinator.forecast import short_agents
 from coordinator.inbox import Inbox
 from coordinator.membership import Agent, AgentState
@@ -33,6 +33,7 @@ from coordinator.supervisor import (
     Install,
     Installed,
     InstallFailed,
+    Interrupted,
     Move,
     RequestBegan,
     Seen,
@@ -41,6 +42,7 @@ from coordinator.supervisor import (
     Unfit,
     Wait,
 )
+from coordinator.texts import UnwantedError
 from coordinator.wishes import heed
 from kernels.errors import (
     AgentLostError,
@@ -156,26 +158,20 @@ class Keeper:
     def publish(self, state: str) -> None:
         """Let clients see how things stand."""
         cluster, supervisor = self._cluster, self._supervisor
-        plan = cluster.plan if supervisor.in_force else None
+        plan, move = cluster.plan if supervisor.in_force else None, cluster.moves.move
         self._desk.view = replace(
             self._desk.view,
             state=state,
             epoch=cluster.epoch if plan else Epoch(0),
             plan=plan,
-            holders=self._holders(plan),
+            holders=at_work(plan, move),
             drained=supervisor.drained,
             cordoned=supervisor.cordoned,
             set_aside=supervisor.set_aside,
             problem=supervisor.problem,
-            move=move.view() if (move := cluster.moves.move) else None,
+            move=move.view() if move else None,
             mirror=cluster.mirrors.view(),
         )
-
-    def _holders(self, plan: Plan | None) -> frozenset[AgentName]:
-        """Return who has work, or gets some by the migration that is under way."""
-        move = self._cluster.moves.move
-        held = frozenset(m.agent for m in plan.members) if plan else frozenset()
-        return held | move.agents if move else held
 
     def _look_at_agents(self) -> list[Agent]:
         """Tell the supervisor who is here, and return them."""
@@ -232,6 +228,11 @@ class Keeper:
             # A newcomer that would not help changes nothing.
             if plan != before:
                 self._load(plan, frozenset(member.agent for member in plan.members))
+        except UnwantedError:
+            # No plan has failed; how the text ended is told next, and decides what comes.
+            cluster.drop_plan(end_texts=False)
+            self.happen(Interrupted())
+            raise
         except HeadwiseError as e:
             kept = before is not None and cluster.plan is before
             late = e.agents if isinstance(e, LateAgentsError) else ()
@@ -266,6 +267,7 @@ class Keeper:
     def _installed(self) -> Installed:
         cluster = self._cluster
         assert cluster.plan is not None
+        self._short = ""
         self._desk.view = replace(self._desk.view, placement=placement_table(cluster))
         return Installed(cluster.epoch, frozenset(m.agent for m in cluster.plan.members))
 
@@ -359,8 +361,9 @@ class Keeper:
         """
         started_s = time.monotonic()
         patience = Patience(started_s)
-        if self._short:
-            why, self._short = RemoteError(self._short), ""
+        short, self._short = self._short, ""
+        if short and isinstance(why, AgentLostError) and not why.agent:
+            why = RemoteError(short)  # all that it met with is that its plan was dropped
         log.warning("text stopped epoch=%d: %s", self._cluster.epoch, why)
         self._give_up_on(why)
         self._impossible = False

@@ -45,9 +45,10 @@ from coordinator.migration_events import (
     Resume,
     Send,
     Stepping,
+    Tick,
     Truncated,
 )
-from coordinator.migration_orders import Pace, is_due, want_of
+from coordinator.migration_orders import News, Pace, is_due, want_of
 from coordinator.migration_parts import MoveParts
 from coordinator.migration_text import Copy, Text, laggard, owing, progress_of
 
@@ -104,7 +105,7 @@ class Migration:
         }
         self._lost: set[AgentName] = set()
         self._due_s = now_s + self._pace.prepare_s
-        self._news_s = now_s
+        self._news = News(now_s, self._pace.look_s)
         self._end: Finished | None = None
         self._unended: dict[AgentName, float] = {}
         self.state = State.PREPARING
@@ -159,7 +160,7 @@ class Migration:
                 return self._on_report(name, message, now_s)
             case AgentReady(name):
                 self._unready.discard(name)
-                self._news_s = now_s
+                self._news.note(now_s)
             case AgentLost(name, reason):
                 return self._on_lost(name, reason, now_s)
             case AgentRelinked(name):
@@ -168,6 +169,9 @@ class Migration:
                 return self._give_up(f"agent {name!r} cannot take its part: {reason}", name, now_s)
             case Cancel(reason) if not self.n_moved:
                 return self._give_up(reason, None, now_s)
+            case Tick():
+                # Not with what a text tells: what agents have said meanwhile may not be read yet.
+                return self._overdue(now_s) or self._go_on(now_s)
         return self._go_on(now_s)
 
     # Texts.
@@ -213,11 +217,11 @@ class Migration:
         match message:
             case Begun(arrives=arrives):
                 if self._unbegun.pop((name, arrives), None) is not None:
-                    self._news_s = now_s
+                    self._news.note(now_s)
             case Have():
                 text = self._texts.get(KvId(message.kv_id))
                 if text is not None and not text.moved and text.on_have(name, message):
-                    self._news_s = now_s
+                    self._news.note(now_s)
             case MoveFailed(reason=reason):
                 text_ = f"agent {name!r} cannot take what moves: {reason}"
                 return self._give_up(text_, name, now_s)
@@ -230,8 +234,6 @@ class Migration:
             return []
         self._lost.add(name)
         self._unended.pop(name, None)
-        if self.state is State.ENDING:
-            return self._go_on(now_s)
         return self._give_up(f"agent {name!r} was lost: {reason}", name, now_s)
 
     def _forget_sent(self, name: AgentName) -> None:
@@ -247,11 +249,7 @@ class Migration:
     def _go_on(self, now_s: float) -> list[Action]:
         if self.state is State.ENDING:
             return self._end_orders(now_s)
-        given_up = self._overdue(now_s)
-        if given_up is not None:
-            return given_up
-        actions: list[Action] = []
-        actions += self._begin_orders(now_s)
+        actions = self._begin_orders(now_s)
         if self.state is State.PREPARING and not self._mirrors and self._prepared():
             self.state = State.SWITCHING
         if self.state is State.SWITCHING:
@@ -294,20 +292,22 @@ class Migration:
         text.moved, text.held_s = True, None
         text.copies.clear()
         self.n_moved += 1
-        self._news_s = now_s
+        self._news.note(now_s)
         leaves = self._parts.old - self._parts.kept - self._lost
         return Commit(text.kv_id, tuple(sorted(leaves)))
 
-    def _overdue(self, now_s: float) -> list[Action] | None:
+    def _overdue(self, now_s: float) -> list[Action]:
+        """Give up what takes too long; nothing to do if it does not, or if all is over."""
+        pace, silent_s = self._pace, self._news.silent_s(now_s)
         if self.state is State.PREPARING and now_s >= self._due_s:
-            why = f"not prepared within {self._pace.prepare_s:.0f} s"
+            why = f"not prepared within {pace.prepare_s:.0f} s"
             return self._give_up(why, self._laggard(), now_s)
         if not (self._unbegun or any(t.is_behind for t in self._texts.values())):
-            self._news_s = now_s
-        elif not self._unready and now_s - self._news_s >= self._pace.stall_s:
-            for_s, name = self._pace.stall_s, self._laggard()
+            self._news.note(now_s)
+        elif not self._unready and self.state is not State.ENDING and silent_s >= pace.stall_s:
+            for_s, name = pace.stall_s, self._laggard()
             return self._give_up(f"agent {name!r} made no progress in {for_s:.0f} s", name, now_s)
-        return None
+        return []
 
     def _laggard(self) -> AgentName | None:
         """Return who has kept the others waiting."""
@@ -376,8 +376,8 @@ class Migration:
             self.state = State.DONE
             self._end = Finished(Outcome.BROKEN, reason, culprit)
             return [*actions, self._end]
-        end = Finished(Outcome.ABORTED, reason, culprit)
-        return [*actions, *self._start_end(end, self._epoch, now_s)]
+        actions += self._start_end(Finished(Outcome.ABORTED, reason, culprit), self._epoch, now_s)
+        return actions
 
     def _start_end(self, end: Finished, frees: Epoch, now_s: float) -> list[Action]:
         self.state = State.ENDING

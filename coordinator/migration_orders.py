@@ -8,7 +8,7 @@ from agent.ids import Epoch, RunId
 from agent.migration_messages import Want
 from coordinator.migration_text import Copy, Text
 
-__all__ = ["Pace", "is_due", "want_of"]
+__all__ = ["News", "Pace", "is_due", "want_of"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Pace:
         pause_tokens: most rows that a text may lack anywhere when it is held.
         prefill_pause_tokens: the same while its prompt is read.
         chase_tokens: a target that has all is told of newer rows once there are so many.
+        look_s: longest time between two looks that counts for `stall_s`.
     """
 
     prepare_s: float = 600.0
@@ -36,6 +37,31 @@ class Pace:
     pause_tokens: int = 8
     prefill_pause_tokens: int = 1024
     chase_tokens: int = 4
+    look_s: float = float("inf")
+
+
+class News:
+    """When targets told something new last, in time in which somebody listened.
+
+    Args:
+        now_s: monotonic time.
+        look_s: as in `Pace`: what was said in a longer pause has waited to be read.
+    """
+
+    def __init__(self, now_s: float, look_s: float) -> None:
+        self._look_s = look_s
+        self._last_s = self._looked_s = now_s
+
+    def note(self, now_s: float) -> None:
+        """Note that there is some, or that none is waited for."""
+        self._last_s = now_s
+
+    def silent_s(self, now_s: float) -> float:
+        """Return for how long there has been none; called with every look."""
+        unheard_s = max(0.0, now_s - self._looked_s - self._look_s)
+        self._looked_s = now_s
+        self._last_s = min(now_s, self._last_s + unheard_s)
+        return now_s - self._last_s
 
 
 def is_due(text: Text, copy: Copy, pace: Pace, now_s: float) -> bool:

@@ -10,7 +10,7 @@ from agent.ids import AgentName, Epoch, KvId, RunId
 from coordinator.control import Control
 from coordinator.engine import Engine
 from coordinator.following import Following
-from coordinator.migration import Migration, Pace
+from coordinator.migration import Migration, Pace, State
 from coordinator.migration_events import Action, AgentReady, Finished, Opened, Send
 from coordinator.migration_parts import MoveParts
 from coordinator.mirroring import Mirroring
@@ -18,8 +18,9 @@ from coordinator.texts import Text
 
 __all__ = ["Mirror"]
 
-# It is never done; who makes no progress for so long is not asked any more.
-PACE = Pace(prepare_s=float("inf"), stall_s=30.0)
+# It is never done; who makes no progress for so long is not asked for a while. Nobody looks while a
+# step takes its time, or between two texts.
+PACE = Pace(prepare_s=float("inf"), stall_s=30.0, look_s=1.0)
 
 
 class Mirror(Following):
@@ -73,6 +74,15 @@ class Mirror(Following):
         """Take in what has come since; return how it ended, if it has."""
         self._look()
         return self.finished
+
+    def take_in(self) -> bool:
+        """Take in what the agents have reported; tell whether they still keep their copies.
+
+        One that has failed is told off: its pools are gone, or soon will be. That time has passed
+        is no reason to tell it off at the moment when it is needed.
+        """
+        self._read()
+        return self.finished is None and self._migration.state is State.PREPARING
 
     def rows_at(self, kv_id: KvId, name: AgentName) -> int:
         """Return how many rows of a text a mirror is known to have."""

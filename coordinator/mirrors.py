@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # Until a mirror that could not be, or that failed, is tried again.
 RETRY_S = 10.0
+# How long an agent that failed is not asked again: what ailed it may have passed.
+REFUSED_S = 300.0
 # How often the memory of who mirrors is looked at.
 LOOK_S = 0.5
 # How long survivors keep their rows while no other plan is found.
@@ -88,7 +90,8 @@ class Mirrors:
         self._mirror: Mirror | None = None
         self._broken: _Broken | None = None
         self._not_before_s = self._look_s = 0.0
-        self._refused: set[AgentName] = set()
+        # Who has failed, and until when it is not asked.
+        self._refused: dict[AgentName, float] = {}
         self._told = ""
         self._why = "no text is written"
 
@@ -109,6 +112,8 @@ class Mirrors:
         """Let the mirror of the plan in force go on, or begin one; called between steps."""
         if not self._wanted or self._moves.is_moving or self._installer.plan is None:
             return
+        if self._broken is not None:
+            return  # its rows wait for the next plan
         now_s, mirror = time.monotonic(), self._mirror
         if mirror is None or not self._is_on(mirror):
             self.forget()
@@ -118,13 +123,29 @@ class Mirrors:
         ended = mirror.poll()
         if ended is not None:
             if ended.culprit:
-                self._refused.add(ended.culprit)
+                self._refused[ended.culprit] = now_s + REFUSED_S
             self._end(f"it failed: {ended.reason}", now_s)
         elif now_s >= self._look_s:
             self._look_s = now_s + LOOK_S
             short = self._short(mirror.mirroring)
             if short:
                 self._end(short, now_s)
+
+    def look(self) -> None:
+        """Let a mirror go on while no text is open; while one is written its steps see to that.
+
+        Its pools are memory that no plan knows of, and the last words on a text are still to come.
+        """
+        if self._texts.here():
+            return
+        self.go_on()
+        now_s, mirror = time.monotonic(), self._mirror
+        lapsed = [name for name, until_s in self._refused.items() if now_s >= until_s]
+        for name in lapsed:
+            del self._refused[name]
+        if lapsed and mirror is not None and mirror.mirroring.without:
+            # It holds nothing just now; the next text may find one who mirrors the others, too.
+            self.forget()
 
     def _is_on(self, mirror: Mirror) -> bool:
         """Whether a mirror is that of the plan in force, and hears of the texts."""
@@ -138,7 +159,7 @@ class Mirrors:
         if not here:
             return
         try:
-            mirroring = self._choose(plan)
+            mirroring = self._choose(plan, now_s)
             if not mirroring.holder_of:
                 raise ResourceError(_nobody(plan))
             parts = mirror_parts(plan, mirroring.holder_of)
@@ -158,7 +179,7 @@ class Mirrors:
         if mirroring.without:
             self._tell(f"mirror epoch={epoch}: no room for that of {', '.join(mirroring.without)}")
 
-    def _choose(self, plan: Plan) -> Mirroring:
+    def _choose(self, plan: Plan, now_s: float) -> Mirroring:
         """Choose who mirrors whom, by what is free now."""
         pools, weights = self._installer.pool_bytes(plan), self._installer.weights_bytes()
         offers = {o.name: o.memory_bytes for o in self._control.offers()}
@@ -167,7 +188,8 @@ class Mirrors:
             for name, n_bytes in pools.items()
             if name in offers
         }
-        return choose_mirrors({x: n for x, n in pools.items() if n}, free, self._refused)
+        refused = {name for name, until_s in self._refused.items() if now_s < until_s}
+        return choose_mirrors({x: n for x, n in pools.items() if n}, free, refused)
 
     def _short(self, mirroring: Mirroring) -> str:
         """Return who has no memory for a mirror any more, or ""."""
@@ -213,6 +235,7 @@ class Mirrors:
         if self._texts.follower is mirror:
             self._texts.follower = None
         mirror.tell_off()
+        self._moves.end_rows()
 
     def plan_changes(self) -> None:
         """Take in that a migration has begun, or that another plan is put into force."""
@@ -244,7 +267,9 @@ class Mirrors:
         if mirror is None or not self._is_on(mirror):
             log.info("recovery from=prefill: there is no mirror, %s", self._why)
             return False
-        mirror.poll()
+        if not mirror.take_in():
+            log.info("recovery from=prefill: the mirror has failed and is being given up")
+            return False
         if self._texts.follower is mirror:
             self._texts.follower = None
         self._mirror = None

@@ -32,8 +32,10 @@ log = logging.getLogger(__name__)
 
 # Part of an exchange for which a frame may have to wait behind rows that are copied.
 ROWS_SHARE = 0.1
+# No agent is to blame for what the coordinator does not read while a step keeps it.
+MOVE_PACE = Pace(look_s=1.0)
 # After a loss a reader waits: what does not come soon is computed again. Weights may have to come.
-RESTORE_PACE = Pace(prepare_s=120.0, stall_s=5.0)
+RESTORE_PACE = Pace(prepare_s=120.0, stall_s=5.0, look_s=1.0)
 
 
 def rows_window_bytes(phase_s: float, bytes_per_s: float) -> int:
@@ -99,7 +101,7 @@ class Moves:
         # Former losses are forgotten first: who is lost from here on ends the migration.
         self._ended = None
         self._control.losses()
-        self._start(plan, parts, engine, Pace())
+        self._start(plan, parts, engine, MOVE_PACE)
 
     def _start(self, plan: Plan, parts: MoveParts, engine: Engine, pace: Pace) -> Move:
         """Begin to move texts from an engine's plan, whose epoch is the installer's."""
@@ -155,6 +157,11 @@ class Moves:
             return first_bytes
 
         return let_pass
+
+    def end_rows(self) -> None:
+        """Let the rows of a mirror pass no more, unless a migration has taken its place."""
+        if not self.is_moving:
+            self._bulk.end_move()
 
     def restore(
         self, plan: Plan, parts: MoveParts, engine: Engine, check: Callable[[], None]

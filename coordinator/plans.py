@@ -100,10 +100,11 @@ class Plans:
         self.mirrors.go_on()
 
     def poll_move(self) -> Finished | None:
-        """Let a migration go on; return how it ended, once."""
+        """Let a migration go on, or an idle mirror; return how the migration ended, once."""
         if self.mirrors.is_stale:
             self.drop(end_texts=False, keep_rows=False)
         self.moves.go_on()
+        self.mirrors.look()
         return self.moves.take_ended()
 
     def _leave(self, end_texts: bool) -> None:

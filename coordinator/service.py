@@ -30,11 +30,11 @@ from coordinator.supervisor import (
     RequestEnded,
     Supervisor,
 )
+from coordinator.texts import UnwantedError
 from kernels.errors import (
     AgentLostError,
     FaultyAgentError,
     HeadwiseError,
-    RemoteError,
 )
 
 __all__ = ["Service"]
@@ -48,7 +48,7 @@ IDLE_LOOK_S = 1.0
 ENDING = "the coordinator has been stopped; start the request again once it is back"
 
 
-class _GivenUpError(RemoteError):
+class _GivenUpError(UnwantedError):
     """Nobody waits for the text that is being written."""
 
 
@@ -228,6 +228,6 @@ class Service:
         if self._writing is None:
             return
         if self._ending:
-            raise RemoteError(ENDING)
+            raise UnwantedError(ENDING)
         if self._writing.given_up:
             raise _GivenUpError(self._writing.given_up)

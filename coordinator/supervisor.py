@@ -26,6 +26,7 @@ __all__ = [
     "Install",
     "InstallFailed",
     "Installed",
+    "Interrupted",
     "Move",
     "RequestBegan",
     "RequestEnded",
@@ -82,6 +83,10 @@ class InstallFailed(NamedTuple):
     kept: bool = False
 
 
+class Interrupted(NamedTuple):
+    """Nobody waits for the plan asked for any more; none is in force. `RequestEnded` follows."""
+
+
 class RequestBegan(NamedTuple):
     """A request is being served: the plan must stay."""
 
@@ -131,15 +136,18 @@ class Tick(NamedTuple):
 
 
 Event = (
-    AgentsHere | Installed | InstallFailed | RequestBegan | RequestEnded | TextStopped | Unfit
-    | Advised | Drain | Cordon | Undrain | Tick
+    AgentsHere | Installed | InstallFailed | Interrupted | RequestBegan | RequestEnded
+    | TextStopped | Unfit | Advised | Drain | Cordon | Undrain | Tick
 )  # fmt: skip
 
 # Actions.
 
 
 class Install(NamedTuple):
-    """Plan with these agents, install it, and report `Installed` or `InstallFailed`."""
+    """Plan with these agents, install it, and report what came of it.
+
+    That is `Installed`, `InstallFailed` or `Interrupted`.
+    """
 
     names: tuple[AgentName, ...]
 
@@ -253,6 +261,10 @@ class Supervisor:
                 self._here |= {name: epoch for name in members & self._here.keys()}
             case InstallFailed():
                 self._on_failure(event, now_s)
+            case Interrupted():
+                self._asked = None
+                self._no_plan()
+                return [Wait(None)]
             case RequestBegan():
                 self._busy, self._stopped = True, False
             case RequestEnded(lost):

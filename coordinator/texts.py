@@ -20,7 +20,7 @@ from coordinator.engine import Engine
 from coordinator.rows import Rows, StepTimes
 from kernels.errors import AgentLostError, PlanError, RemoteError
 
-__all__ = ["Answer", "Follower", "Text", "Texts"]
+__all__ = ["Answer", "Follower", "Text", "Texts", "UnwantedError"]
 
 Answer = list[list[TopRow]] | npt.NDArray[np.float32]
 
@@ -28,6 +28,10 @@ Answer = list[list[TopRow]] | npt.NDArray[np.float32]
 MAX_LOSSES = 16
 # So many rows of a step are enough to tell what a prompt takes.
 MANY_ROWS = 8
+
+
+class UnwantedError(RemoteError):
+    """The text being written is to end: nobody waits for it, or the coordinator ends."""
 
 
 class Follower(Protocol):

@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 
 from agent import leases as leases_module
+from agent import reserving as reserving_module
 from agent.cache_store import CacheStore
+from agent.events import LoadKey
 from agent.frames import FrameType, Phase
 from agent.holes import gaps
+from agent.ids import Epoch, RunId
 from agent.kv_ops import KvOp, KvOpCode
+from agent.kv_shape import KvShape
 from agent.leases import Leases
+from agent.load_jobs import Reservation
 from agent.member import kv_shape, wanted_atoms
 from agent.messages import Failed, Heartbeat, Ready, Release
 from agent.migration_messages import Arrive, Begun, Group, MoveEnd, MoveEnded, MoveFailed, Share
 from agent.puller import Cancelled
+from agent.reserving import reserve_mirror
 from kernels.errors import ResourceError
 from tests.protocol.agent_harness import assignment, make_model, running
 from tests.protocol.store_harness import PLENTY, Pulls, all_atoms, cached, check_atoms, ensure
@@ -158,6 +164,38 @@ def test_leases_end_with_their_users(model, halves):
     assert (set(leases.atoms), leases.kv_bytes) == ({a.offset_bytes for a in halves[0][:3]}, 15)
     del users[0]
     assert (set(leases.atoms), leases.kv_bytes) == ({a.offset_bytes for a in halves[0][1:3]}, 5)
+
+
+MIRROR = KvShape(8, 64, np.uint16, 64, 256, 4)
+
+
+def reservation(event):
+    groups = (Group(0, 0), Group(0, 1), Group(1, 0), Group(1, 1))
+    return Reservation(LoadKey(RunId(5), Epoch(9)), MIRROR, groups, event)
+
+
+def test_a_mirror_waits_for_what_was_just_released(monkeypatch):
+    monkeypatch.setattr(leases_module, "RELEASE_S", 60.0)
+    leases, users = Leases(), [User()]
+    leases.add(users[0], (), 1)
+    pool = reserve_mirror(reservation(Dropping(users)), leases, MIRROR.pool_bytes)
+    assert users == []
+    assert leases.kv_bytes == MIRROR.pool_bytes
+    del pool
+    assert leases.kv_bytes == 0
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_mirror_without_room_waits_for_no_plan_that_stays(monkeypatch, cancelled):
+    monkeypatch.setattr(reserving_module, "WAIT_S", 60.0 if cancelled else 0.0)
+    monkeypatch.setattr(leases_module, "RELEASE_S", 60.0)
+    leases, user, event = Leases(), User(), threading.Event()
+    leases.add(user, (), 1)
+    if cancelled:
+        event.set()
+    with pytest.raises(Cancelled if cancelled else ResourceError):
+        reserve_mirror(reservation(event), leases, MIRROR.pool_bytes)
+    assert leases.kv_bytes == 1
 
 
 def test_who_leaves_the_cache_takes_only_what_it_needs(model, halves, tmp_path):

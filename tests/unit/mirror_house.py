@@ -4,9 +4,14 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import pytest
+
 from agent.ids import AgentName, Epoch, KvId
 from agent.migration_messages import Arrive, MoveEnd, Want
 from agent.share import count_atoms
+from coordinator import following as following_module
+from coordinator import mirror as mirror_module
+from coordinator import mirrors as mirrors_module
 from coordinator.mirrors import Mirrors
 from coordinator.moves import Moves
 from coordinator.plan import Plan
@@ -114,7 +119,8 @@ class MirrorHouse:
         self.after = after
         self.restored: list[bool] = []
         self.texts = Texts(lambda: self.plans.engine, self._recover)
-        self.moves = Moves(RUN, self.plans, self.board, Bulk(), self.texts, geometry())
+        self.bulk = Bulk()
+        self.moves = Moves(RUN, self.plans, self.board, self.bulk, self.texts, geometry())
         self.mirrors = Mirrors(
             RUN, True, self.plans, self.moves, self.board, self.texts, geometry()
         )
@@ -141,3 +147,15 @@ class MirrorHouse:
             self.mirrors.go_on()
             text.step(ROW, text.n_tokens, ())
         self.mirrors.go_on()
+
+
+class Clock:
+    """Time that passes only when told; stands in for the module of that name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        for module in (mirrors_module, mirror_module, following_module):
+            monkeypatch.setattr(module, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now_s

@@ -8,6 +8,8 @@ import pytest
 from agent.arrival import (
     CREDITS,
     LOCAL_CREDITS,
+    MAX_GONE,
+    RESEND_S,
     Arrival,
     Ask,
     CopyLocal,
@@ -228,6 +230,29 @@ def test_a_released_text_never_comes_back() -> None:
     ]
     assert a.on_want(want(100), 1.0) == [gone]
     assert a.on_want(want(100, version=3), 1.0) == [gone]
+
+
+def test_of_the_many_texts_of_a_mirror_only_those_are_kept_that_are_open() -> None:
+    a = arrival(SHARES[0])
+
+    def wanted(kv_id: int, n_tokens: int, gone: bool = False) -> list[object]:
+        version = 1 if gone else 0
+        order = Want(RUN, EPOCH, kv_id, version, n_tokens, reserve_tokens=200, gone=gone)
+        return [*a.on_want(order, 0.0)]
+
+    n_texts = 5 * MAX_GONE
+    for kv_id in range(n_texts):
+        finish(a, wanted(kv_id, 10))
+        last = wanted(kv_id, 0, gone=True)[-1]
+        assert last == Tell(Have(RUN, EPOCH, kv_id, 1, 0, gone=True))
+    assert not a._texts
+    assert len(a._gone) == MAX_GONE
+    # An order that is late is answered, and opens nothing.
+    late = n_texts - MAX_GONE
+    assert wanted(late, 10) == [Tell(Have(RUN, EPOCH, late, 1, 0, gone=True))]
+    assert wanted(n_texts, 0, gone=True) == [Tell(Have(RUN, EPOCH, n_texts, 1, 0, gone=True))]
+    # Nobody has to look before what is open is due.
+    assert a.next_due_s(0.1) == 0.1 + RESEND_S
 
 
 @pytest.mark.parametrize(("fork_version", "shared"), [(0, 70), (1, 0)])

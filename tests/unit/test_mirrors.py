@@ -7,12 +7,12 @@ import pytest
 
 from agent.ids import AgentName, Epoch, KvId
 from agent.kv_ops import KvOpCode
-from agent.migration_messages import Arrive, MoveFailed, Want
+from agent.migration_messages import Arrive, MoveEnd, MoveFailed, Want
 from coordinator import mirrors as module
 from coordinator.forecast import Forecast
 from coordinator.known_agent import Agent
 from kernels.errors import AgentLostError, RemoteError
-from tests.unit.mirror_house import GROUP_BYTES, MirrorHouse
+from tests.unit.mirror_house import GROUP_BYTES, Clock, MirrorHouse
 from tests.unit.move_house import ROW, RUN, A, B, C, Carrier, plan
 
 BEFORE, AFTER = plan(a=2, b=1, c=1), plan(a=2, b=2)
@@ -185,6 +185,39 @@ def test_without_rows_there_is_nothing_to_hold() -> None:
     assert not h.mirrors.hold()
 
 
+def test_a_mirror_that_is_being_told_off_is_not_held(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "coordinator")
+    h = house()
+    text = h.text(1)
+    h.write(text, 30)
+    (mirror,) = h.board.mirrors_begun()
+    # It has failed since it was looked at last: whoever took part is told to free its pool.
+    h.board.unanswered = (MoveEnd,)
+    h.board.reports.append((B, MoveFailed(RUN, mirror, "rows arrived damaged")))
+    h.board.lose(C)
+    text.reopen(LOST)
+    assert h.board.freed(mirror) >= {A, B}
+    assert h.restored == [False]
+    assert "recovery from=prefill: the mirror has failed" in caplog.text
+    assert text.n_tokens == 0
+    text.step(ROW, 0, ())
+
+
+def test_time_alone_does_not_end_a_mirror_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    h = house()
+    text = h.text(1)
+    h.write(text, 30)
+    h.board.unanswered = (Want,)
+    while len(h.board.mirrors_begun()) == 1 and clock.now_s < 1029.0:
+        h.write(text, 1)
+        clock.now_s += 0.9
+    clock.now_s += 0.9
+    assert h.mirrors.hold()
+    (mirror,) = h.board.mirrors_begun()
+    assert not h.board.freed(mirror)
+
+
 def test_a_migration_ends_a_mirror_and_another_one_begins_after_it() -> None:
     h = house()
     text = h.text(1)
@@ -198,6 +231,25 @@ def test_a_migration_ends_a_mirror_and_another_one_begins_after_it() -> None:
         h.write(text, 1)
     h.write(text, 10)
     assert len(h.board.mirrors_begun()) == 2
+
+
+def test_rows_pass_as_long_as_the_mirror_or_the_move_that_ended_it() -> None:
+    h = house()
+    text = h.text(1)
+    h.write(text, 10)
+    (mirror,) = h.board.mirrors_begun()
+    assert h.bulk.passes == mirror
+    h.moves.begin(plan(a=1, b=2, c=1))
+    h.mirrors.plan_changes()
+    assert h.moves.move is not None
+    assert h.bulk.passes == h.moves.move.epoch
+    while h.moves.is_moving:
+        h.moves.go_on()
+        h.write(text, 1)
+    h.write(text, 1)
+    assert h.bulk.passes == h.board.mirrors_begun()[1]
+    h.mirrors.plan_changes()
+    assert h.bulk.passes is None
 
 
 def test_a_mirror_that_lost_its_place_to_a_move_that_did_not_begin_begins_anew() -> None:

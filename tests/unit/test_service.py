@@ -9,8 +9,10 @@ import pytest
 from agent.ids import AgentName, Epoch, ModelId
 from agent.share import AtomRange, LayerShare
 from coordinator import keeper as keeper_module
-from coordinator.admin_messages import Failed, Finished, Generate, Reply
+from coordinator.admin_messages import Failed, Finished, Generate, Notice, Reply
 from coordinator.cluster import Cluster
+from coordinator.forecast import Forecast
+from coordinator.inbox import Request
 from coordinator.known_agent import AgentState
 from coordinator.migration_events import Finished as MoveFinished
 from coordinator.migration_events import Outcome
@@ -18,7 +20,7 @@ from coordinator.plan import Member, Plan, Stage
 from coordinator.results import Result, Token
 from coordinator.service import ENDING, Service
 from coordinator.supervisor import Cordon, Drain, Undrain
-from kernels.errors import AgentLostError, PlanError
+from kernels.errors import AgentLostError, FaultyAgentError, PlanError, RemoteError
 from kernels.layout import Geometry, WeightFormat
 
 A, B = AgentName("a"), AgentName("b")
@@ -210,6 +212,94 @@ def test_a_plan_that_an_agent_leaves_while_it_is_made_is_made_again(
     monkeypatch.setattr(house, "make_plan", make_plan)
     assert isinstance(day.serve(), Finished)
     assert house.plan == plan_of(A)
+
+
+def notices(request: Request) -> list[str]:
+    """Return what a request's client was told besides its text."""
+    told: list[str] = []
+    while (reply := request.next_reply(0.0)) is not None:
+        if isinstance(reply, Notice):
+            told.append(reply.text)
+        if request.is_last(reply):
+            break
+    return told
+
+
+@pytest.fixture
+def short_day(day: Day, monkeypatch: pytest.MonkeyPatch) -> Day:
+    """A day on which `a` runs out of memory behind the first token of the first text."""
+    short = [Forecast(A, 0, 100, 500)]
+    monkeypatch.setattr(keeper_module, "short_agents", lambda *_: [short.pop()] if short else [])
+    return day
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        (AgentLostError("the plan that the text was written by is gone"), "runs out of memory"),
+        (AgentLostError("agent 'b' was lost", "b"), "agent 'b' was lost; "),
+        (FaultyAgentError("agent 'b' sent inf", "b"), "agent 'b' sent inf; "),
+    ],
+)
+def test_who_lost_its_plan_for_want_of_memory_is_told_so(
+    short_day: Day, why: RemoteError, told: str
+) -> None:
+    def write() -> Iterator[Token]:
+        yield Token(7, "")
+        cast("Any", short_day.house.recover)(why)
+
+    short_day.house.write = write
+    request = short_day.service._inbox.take()
+    assert request is not None
+    short_day.service._serve(request)
+    (notice,) = notices(request)
+    assert told in notice
+
+
+def test_a_text_that_ended_before_it_noticed_leaves_no_shortage_behind(short_day: Day) -> None:
+    house, service = short_day.house, short_day.service
+    house.write = lambda: iter([Token(7, "")])
+    assert isinstance(short_day.serve(), Finished)
+    assert house.epoch == 2
+
+    def write() -> Iterator[Token]:
+        cast("Any", house.recover)(AgentLostError("no plan is in force"))
+        yield Token(7, "")
+
+    house.write = write
+    service.desk.submit(Generate("", prompt_ids=[5], max_tokens=1))
+    request = service._inbox.take()
+    assert request is not None
+    service._serve(request)
+    (notice,) = notices(request)
+    assert notice.startswith("no plan is in force; ")
+
+
+def test_a_client_that_leaves_while_its_rows_are_restored_is_no_failed_plan(day: Day) -> None:
+    house, install, n_interrupted = day.house, day.house.install, 0
+
+    def restore(plan: Plan, end_texts: bool) -> None:
+        nonlocal n_interrupted
+        install(plan, end_texts)
+        house.install = install  # type: ignore[method-assign]
+        n_interrupted += 1
+        day.request.give_up("its client has left")
+        cast("Any", house.interrupt)()
+
+    def write() -> Iterator[Token]:
+        yield Token(7, "")
+        house.install = restore  # type: ignore[method-assign]
+        cast("Any", house.recover)(AgentLostError("the plan is gone"))
+        yield Token(8, "")
+
+    house.write = write
+    day.serve()
+    assert n_interrupted == 1
+    # Nothing keeps the next one waiting.
+    view = day.service.desk.view
+    assert (view.problem, view.state) == ("", "ready")
+    assert house.plan == plan_of(A, B)
+    assert house.epoch == 3, "what was interrupted is not taken for a plan in force"
 
 
 def test_an_agent_that_a_move_leads_to_is_not_free_of_work(day: Day) -> None:

@@ -14,6 +14,7 @@ from coordinator.supervisor import (
     Install,
     Installed,
     InstallFailed,
+    Interrupted,
     Move,
     RequestBegan,
     RequestEnded,
@@ -106,6 +107,15 @@ class SupervisorMachine(RuleBasedStateMachine):
             self.epoch += 1
             self.held |= dict.fromkeys(members, Epoch(self.epoch))
             self.happen(Installed(Epoch(self.epoch), members))
+
+    @precondition(lambda self: isinstance(self.asked, Install) and self.stopped)
+    @rule()
+    def interrupt(self) -> None:
+        problem, self.asked = self.supervisor.problem, None
+        assert self.supervisor.on_event(Interrupted(), self.now_s) == [Wait(None)]
+        assert not self.supervisor.in_force
+        assert self.supervisor.problem == problem
+        self.end("")
 
     @precondition(lambda self: not self.asked and not self.busy and self.supervisor.in_force)
     @rule()
