@@ -85,9 +85,9 @@ class Pulse:
             round_trip_s=self._loader.round_trip_s or round_trip_s,
             kv_bytes=kv_bytes,
             major_faults=max(0, n_faults - self._n_faults),
-            bytes_per_s=min(max(rate.bytes_per_s, LEAST_RATE), MOST_RATE) if rate else None,
+            bytes_per_s=_bounded(rate.bytes_per_s if rate else None),
             call_s=rate.call_s if rate else None,
-            goodput_bytes_per_s=goodput.bytes_per_s,
+            goodput_bytes_per_s=_bounded(goodput.bytes_per_s),
             n_goodput=goodput.n_windows,
             temperature_c=reading.temperature_c,
             throttled=reading.throttled,
@@ -104,6 +104,11 @@ class Pulse:
         if self._emulation is None:
             return budget_bytes, self._reserve_bytes
         return self._emulation.budget_bytes(budget_bytes, self._reserve_bytes)
+
+
+def _bounded(bytes_per_s: float | None) -> float | None:
+    """Return a rate within what the coordinator takes: one odd number must not cost a heartbeat."""
+    return None if bytes_per_s is None else min(max(bytes_per_s, LEAST_RATE), MOST_RATE)
 
 
 def _major_faults() -> int:

@@ -279,22 +279,18 @@ class Keeper:
         self._advisor.look(here, now_s)
         if cluster.moves.is_moving or not supervisor.in_force:
             return  # what has changed meanwhile is looked at afterwards
-        if cluster.installer.place == "spread":
-            return  # somebody wants to see everybody at work, whether that pays or not
-        if self._advisor.is_due(now_s):
+        # With "spread" somebody wants to see everybody at work, whether that pays or not.
+        if cluster.installer.place != "spread" and self._advisor.is_due(now_s):
             self._take_advice()
 
     def _take_advice(self) -> None:
-        """Ask the planner, and move if it knows of something better."""
+        """Ask the planner, and move if it knows of something better; a text needs no advice."""
         cluster, supervisor = self._cluster, self._supervisor
         try:
             advice = cluster.replan(self._advisor, supervisor.usable, supervisor.cordoned)
-        except HeadwiseError as e:
-            log.warning("no advice epoch=%d: %s", cluster.epoch, e)
-            return
-        except Exception:
-            # A text goes on by the plan that it has.
-            log.exception("no advice epoch=%d", cluster.epoch)
+        except Exception as e:
+            unforeseen = not isinstance(e, HeadwiseError)
+            log.warning("no advice epoch=%d: %s", cluster.epoch, e, exc_info=unforeseen)
             return
         if advice.moves:
             self._advice = advice

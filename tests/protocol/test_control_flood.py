@@ -1,5 +1,6 @@
 """One listed key against the control channel: whoever floods it or does not read harms itself."""
 
+import contextlib
 import errno
 import logging
 import threading
@@ -13,8 +14,8 @@ from agent.messages import Bye, Heartbeat, Refused, Welcome, encode
 from agent.sockets import CONTROL
 from coordinator import control as control_module
 from coordinator.identity import LinkSecrets
-from coordinator.membership import AgentState
 from kernels.errors import AgentLostError
+from tests.protocol.dialler import Dialler
 from tests.protocol.test_gate import A, B, Rig, hello, until
 
 BEAT = Heartbeat(1, 1 << 30, 0)
@@ -76,42 +77,48 @@ def test_a_link_that_is_not_registered_is_told_so_once_a_second(
 
 def test_a_link_that_is_not_read_is_ended_and_holds_nobody_up(rig: Rig) -> None:
     other, _ = rig.join(B)
-    # Every HELLO is answered; nothing of that is read, as little as possible is buffered.
-    deaf = zmq.Context()
-    socket = deaf.socket(zmq.DEALER)
+    asker = Asker(rig)
+    try:
+        for n_ended in (1, 2):
+            with deaf_link(rig) as link:
+                assert until(lambda n=n_ended: flood_until_ended(rig, link, other, n))
+                # What of its messages was not read yet finds no link to be answered on.
+                assert until(lambda: flood_until_ended(rig, link, other, 0) and rig.here() == [B])
+    finally:
+        asker.close()
+    assert asker.longest_s < SLOW_S
+    # The name is free for a link that reads.
+    rig.join(A, "2")
+
+
+@contextlib.contextmanager
+def deaf_link(rig: Rig) -> Iterator[zmq.Socket[bytes]]:
+    """A link of A's that reads nothing and buffers as little as possible."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.RCVBUF, 4096)
     socket.setsockopt(zmq.RCVHWM, 1)
     socket.setsockopt(zmq.SNDTIMEO, 100)
     rig.curve(rig.pairs[A]).apply(socket)
     socket.setsockopt(zmq.ROUTING_ID, b"a/1")
     socket.connect(f"tcp://127.0.0.1:{rig.control.port}")
-    message = encode(hello("a"))
-    asker = Asker(rig)
-
-    def flood_until_lost() -> bool:
-        for _ in range(200):
-            try:
-                socket.send(message)
-            except zmq.Again:
-                break
-            other.say(BEAT)
-        return any("does not read" in agent.reason for agent in rig.control.agents())
-
     try:
-        assert until(flood_until_lost)
-        # It dials again by itself, and each time its link is ended.
-        for _ in range(20):
-            flood_until_lost()
-        assert until(flood_until_lost)
-        states = {agent.name: agent.state for agent in rig.control.agents()}
-        assert states[B] is AgentState.IDLE
+        yield socket
     finally:
-        asker.close()
         socket.close(linger=0)
-        deaf.term()
-    assert asker.longest_s < SLOW_S
-    # The name is free for a link that reads.
-    rig.join(A, "2")
+        context.term()
+
+
+def flood_until_ended(rig: Rig, link: zmq.Socket[bytes], other: Dialler, n_ended: int) -> bool:
+    """Say HELLO, each of which is answered; tell whether so many links were ended by now."""
+    message = encode(hello("a"))
+    for _ in range(200):
+        other.say(BEAT)
+        if rig.control._n_unread >= n_ended:
+            return True
+        with contextlib.suppress(zmq.Again):
+            link.send(message)
+    return False
 
 
 def test_trouble_with_one_link_does_not_end_the_control_channel(

@@ -43,8 +43,8 @@ AGENT = st.one_of(
     st.builds(messages.Heartbeat, U64, SIZE, SIZE, U32, U32),
     st.builds(
         messages.Heartbeat, U64, SIZE, SIZE, U32, U32, st.none() | st.floats(0, 3600), SIZE, U32,
-        st.none() | st.floats(1e-3, 1e15), st.none() | st.floats(0, 3600),
-        st.none() | st.floats(1e-3, 1e15), U32, st.none() | st.floats(-100, 300),
+        st.none() | st.floats(1.0, 1e15), st.none() | st.floats(0, 3600),
+        st.none() | st.floats(1.0, 1e15), U32, st.none() | st.floats(-100, 300),
         st.none() | st.booleans(),
     ),
     st.builds(messages.Loading, U32, SIZE, SIZE),

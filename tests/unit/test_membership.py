@@ -109,21 +109,6 @@ def test_release_makes_it_idle_but_only_for_its_epoch() -> None:
     assert state_of(members) == AgentState.IDLE
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        {"memory_bytes": 2**63}, {"memory_bytes": -1}, {"bytes_per_s": 1e-300},
-        {"bytes_per_s": 1e16}, {"bytes_per_s": float("nan")}, {"n_threads": 0},
-        {"n_cores": 1 << 40},
-    ],
-)  # fmt: skip
-def test_numbers_that_no_board_has_are_refused(odd: dict[str, float]) -> None:
-    members = Membership(OURS)
-    (refused,) = members.on_event(Received(b"L1", hello(**odd)), 0.0)
-    assert isinstance(refused, Refuse)
-    assert members.alive() == []
-
-
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_local_agent_may_starve_but_not_stop(stopped: bool) -> None:
     members = Membership(OURS, starved_silence_s=15.0)
