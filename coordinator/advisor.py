@@ -15,6 +15,7 @@ from coordinator.planner.decision import Conditions
 from coordinator.planner.holdings import Resident, holdings_of
 from coordinator.planner.place import Offer
 from coordinator.planner.watch import RateWatch
+from coordinator.promise import Judgement
 from coordinator.relief import Relief
 from kernels.layout import Geometry
 
@@ -95,6 +96,11 @@ class Advisor:
         had, has = (plan_weights_bytes(plan, self._geometry) for plan in (before, after))
         lighter = [name for name in had if has.get(name, 0) < LIGHTER * had[name]]
         self._relief.moved(lighter, self._told, now_s)
+
+    def judged(self, judgement: Judgement, now_s: float) -> None:
+        """Note what the plan in force has kept of its promise."""
+        if judgement.is_broken:
+            self._changed |= self._relief.disappointed(now_s)
 
     def estimated(self, offers: Sequence[Offer]) -> list[Offer]:
         """Return offers with the watch's estimates of rates, where there are any."""

@@ -120,13 +120,13 @@ class Keeper:
         Args:
             token_s: what the last token took.
         """
-        if not self._cluster.moves.is_moving:
-            judgement = self._promise.token(self._cluster.epoch, token_s)
-            if judgement:
-                log.info("replan judged %s", judgement)
-        now_s = time.monotonic()
+        now_s, is_moving = time.monotonic(), self._cluster.moves.is_moving
+        judgement = None if is_moving else self._promise.token(self._cluster.epoch, token_s)
+        if judgement:
+            log.info("replan judged %s", judgement)
+            self._advisor.judged(judgement, now_s)
         wishes = self._inbox.wishes()
-        if not wishes and now_s < self._look_s and not self._cluster.moves.is_moving:
+        if not wishes and now_s < self._look_s and not is_moving:
             return
         self._look_s = now_s + LOOK_S
         self._look_at_move()

@@ -1,11 +1,32 @@
 """What a re-plan was taken for, against the tokens that it brought. Pure."""
 
+from typing import NamedTuple
+
 from agent.ids import Epoch
 
-__all__ = ["Promise"]
+__all__ = ["Judgement", "Promise"]
 
 # So many tokens make a judgement.
 JUDGE_TOKENS = 20
+# Token times that are off by no more are as promised.
+KEPT = 1.25
+
+
+class Judgement(NamedTuple):
+    """What a plan promised and what it kept: median token times."""
+
+    epoch: Epoch
+    promised_s: float
+    measured_s: float
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether tokens take much longer than promised."""
+        return self.measured_s > KEPT * self.promised_s
+
+    def __str__(self) -> str:
+        promised_ms, measured_ms = 1e3 * self.promised_s, 1e3 * self.measured_s
+        return f"epoch={self.epoch} predicted_ms={promised_ms:.2f} measured_ms={measured_ms:.2f}"
 
 
 class Promise:
@@ -28,20 +49,18 @@ class Promise:
         """The plan is in force; tokens count from now on."""
         self._epoch, self._token_s = epoch, []
 
-    def token(self, epoch: Epoch, token_s: float) -> str:
-        """Take in a token; return the judgement as key=value for a log, "" = none yet.
+    def token(self, epoch: Epoch, token_s: float) -> Judgement | None:
+        """Take in a token; return the judgement, once.
 
         Args:
             epoch: the plan in force.
             token_s: what the token took.
         """
         if self._promised_s is None or self._epoch is None or self._epoch != epoch:
-            return ""
+            return None
         self._token_s.append(token_s)
         if len(self._token_s) < JUDGE_TOKENS:
-            return ""
+            return None
         promised_s, measured_s = self._promised_s, sorted(self._token_s)[JUDGE_TOKENS // 2]
         self._promised_s = None
-        return (
-            f"epoch={epoch} predicted_ms={1e3 * promised_s:.2f} measured_ms={1e3 * measured_s:.2f}"
-        )
+        return Judgement(epoch, promised_s, measured_s)

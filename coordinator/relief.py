@@ -37,6 +37,11 @@ class _Board:
     until_s: float = float("-inf")
     wait_s: float = FIRST_WAIT_S
 
+    def distrust(self, now_s: float) -> None:
+        """Reckon with the slow rate for a while, which will be longer the next time."""
+        self.until_s = now_s + self.wait_s
+        self.wait_s = min(2 * self.wait_s, LAST_WAIT_S)
+
 
 class Relief:
     """Rates of boards as they were before work was taken off them."""
@@ -72,8 +77,7 @@ class Relief:
         if board is None or bytes_per_s < RISE * board.rate:
             return
         if now_s <= board.soon_s and now_s >= board.until_s:
-            board.until_s = now_s + board.wait_s
-            board.wait_s = min(2 * board.wait_s, LAST_WAIT_S)
+            board.distrust(now_s)
         elif now_s > max(board.soon_s, board.until_s) + board.wait_s:
             # It has been fast with all that it was given since.
             del self._boards[name]
@@ -84,6 +88,19 @@ class Relief:
         if board is None or now_s >= board.until_s:
             return bytes_per_s
         return min(bytes_per_s, board.rate)
+
+    def disappointed(self, now_s: float) -> bool:
+        """Note that tokens take much longer than planned; return whether that may explain it.
+
+        Boards that are believed again may be slow again, and not show it: most of their calls end
+        before the quota of a period is used up, and the medians that they report are of those.
+        """
+        found = False
+        for board in self._boards.values():
+            if float("-inf") < board.until_s <= now_s:
+                board.distrust(now_s)
+                found = True
+        return found
 
     def ends(self, now_s: float, since_s: float) -> bool:
         """Tell whether a board's rate is believed again, which it was not at `since_s`."""

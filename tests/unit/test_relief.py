@@ -65,3 +65,17 @@ def test_boards_that_leave_or_were_never_measured_are_nothing_special() -> None:
     relief.moved([B], {}, 1.0)
     relief.measured(B, FAST, 1.1)
     assert relief.rate(B, FAST, 1.2) == FAST
+
+
+def test_who_is_believed_again_and_disappoints_is_not_believed_for_longer() -> None:
+    relief = relieved()
+    assert not relief.disappointed(0.2)  # nothing of it was seen before
+    relief.measured(A, FAST, 0.5)
+    assert not relief.disappointed(1.0)  # it has no work that could have been slow
+    again_s = 1.0 + FIRST_WAIT_S
+    assert relief.rate(A, FAST, again_s) == FAST
+    # It was given work, and reports the median of its calls, which is as fast as ever.
+    assert relief.disappointed(again_s)
+    assert relief.rate(A, FAST, again_s) == SLOW
+    assert relief.rate(A, FAST, again_s + 1.9 * FIRST_WAIT_S) == SLOW
+    assert relief.rate(A, FAST, again_s + 2.1 * FIRST_WAIT_S) == FAST
