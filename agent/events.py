@@ -9,7 +9,14 @@ from agent.arrival import CopyLocal, Place, Room
 from agent.departure import Export
 from agent.ids import Epoch, RunId
 from agent.kv_shape import KvShape
-from agent.messages import AgentMessage, Assignment, CoordinatorMessage, Ready, Welcome
+from agent.messages import (
+    AgentMessage,
+    Assignment,
+    BulkRequest,
+    CoordinatorMessage,
+    Ready,
+    Welcome,
+)
 from agent.migration_messages import Group, KvAsk, KvOffer, KvRows
 
 __all__ = [
@@ -284,7 +291,7 @@ class PoolJob(NamedTuple):
 class SendBulk(NamedTuple):
     """Send on the bulk link of migrations; of KvRows, `data` follows as a frame of its own."""
 
-    message: KvOffer | KvAsk | KvRows
+    message: KvOffer | KvAsk | KvRows | BulkRequest
     data: bytes | bytearray = b""
 
 

@@ -14,7 +14,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from agent.curve import ClientCurve
 from agent.events import BulkReceived, BulkUp, Event
-from agent.messages import decode_bulk_message, encode
+from agent.messages import BulkReply, BulkRequest, decode_bulk_message, encode
 from agent.migration_messages import KvAsk, KvOffer, KvRows
 from agent.sockets import BULK, set_options
 from kernels.errors import WireError
@@ -70,7 +70,9 @@ class MoveLink:
             self.close()
             self._dial(now_s)
 
-    def send(self, message: KvOffer | KvAsk | KvRows, data: bytes | bytearray) -> None:
+    def send(
+        self, message: KvOffer | KvAsk | KvRows | BulkRequest, data: bytes | bytearray
+    ) -> None:
         """Send a message; `data` goes with KvRows only."""
         parts = [encode(message), data] if isinstance(message, KvRows) else [encode(message)]
         try:
@@ -90,8 +92,9 @@ class MoveLink:
             except zmq.Again:
                 return
             event = _read(parts)
-            if event is not None:
+            if isinstance(event, BulkReceived):
                 yield event
+            if event is not None:
                 continue
             self.n_malformed += 1
             if self.n_malformed & (self.n_malformed - 1) == 0:
@@ -122,8 +125,11 @@ class MoveLink:
         self._socket.connect(self._endpoint)
 
 
-def _read(parts: list[zmq.Frame]) -> BulkReceived | None:
-    """Return what a message of the relay says; None if it is none."""
+def _read(parts: list[zmq.Frame]) -> BulkReceived | BulkReply | None:
+    """Return what a message of the relay says; None if it is none.
+
+    A BulkReply is of no use any more: it was asked for to have the link carry something.
+    """
     try:
         message = decode_bulk_message(parts[0].bytes)
     except WireError:
@@ -132,4 +138,6 @@ def _read(parts: list[zmq.Frame]) -> BulkReceived | None:
         return BulkReceived(message)
     if isinstance(message, KvRows) and len(parts) == 2:
         return BulkReceived(message, parts[1].buffer)
+    if isinstance(message, BulkReply):
+        return message
     return None

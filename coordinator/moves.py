@@ -153,6 +153,10 @@ class Moves:
             return window_bytes() // len(parts.targets) if self._installer.is_busy else 0
 
         def let_pass(epoch: Epoch) -> Callable[[], int]:
+            for link in links:
+                # Who gets rows may warm its link up, which must not disturb a text.
+                if link.name in parts.targets and not self._installer.is_busy:
+                    self._bulk.grant_probe(link.bulk_token, link.key)
             self._bulk.begin_move(epoch, parts.shares, row_bytes, peers, window_bytes)
             return first_bytes
 

@@ -10,7 +10,7 @@ import zmq
 from agent import move_link
 from agent.curve import ClientCurve, new_key_pair
 from agent.events import BulkReceived, BulkUp
-from agent.messages import decode_bulk_message, encode
+from agent.messages import PROBE_OBJECT, BulkReply, decode_bulk_message, encode
 from agent.migration_messages import KvAsk, KvOffer, KvRows
 from agent.move_link import MAX_AT_ONCE, MoveLink
 from agent.sockets import BULK, set_options
@@ -99,6 +99,8 @@ def test_messages_go_both_ways(relay, dial, with_keys):
     for junk in ([b""], [b"x", b"y"], [rows], [rows, b"", b""], [encode(ASK), b""],
                  [encode(OFFER)], [b"\xff" * 1000, b""]):  # fmt: skip
         socket.send_multipart([route, *junk])
+    # What it was warmed up with is looked at by nobody.
+    socket.send_multipart([route, encode(BulkReply(PROBE_OBJECT, 0, 3, 0)), b"000"])
     socket.send_multipart([route, encode(ASK)])
     socket.send_multipart([route, rows, bytes(data)])
     found = events(link, lambda found: len(found) == 2)

@@ -11,7 +11,17 @@ from agent.arrival import CopyLocal, Room
 from agent.departure import Export
 from agent.ids import AgentName, Epoch, InstanceId, RunId
 from agent.kv_shape import KvShape
-from agent.messages import Assignment, Hello, Ready, Release, Shutdown, Versions, Welcome
+from agent.messages import (
+    PROBE_OBJECT,
+    Assignment,
+    BulkRequest,
+    Hello,
+    Ready,
+    Release,
+    Shutdown,
+    Versions,
+    Welcome,
+)
 from agent.migration_messages import (
     Arrive,
     Begun,
@@ -139,7 +149,9 @@ def test_the_link_is_dialled_with_the_assignment_and_closed_if_nothing_comes_of_
     loaded = ev.Loaded(ev.LoadKey(RUN, 1), Ready(1, 1, 2, 3, 0.5), SHAPE)
     session.on_event(loaded, 1.0)
     assert on(session, second) == [ev.Load(second), ev.OpenMoves()]
-    assert session.on_event(ev.BulkUp(), 1.1) == []
+    # The link carries something before rows can be asked for: it starts slowly.
+    warmth = session.on_event(ev.BulkUp(), 1.1)
+    assert warmth == 4 * [ev.SendBulk(BulkRequest(RUN, PROBE_OBJECT, 0, 128 << 10, b"tok"))]
     assert on(session, Release(2)) == [ev.CancelLoad(KEY), ev.CloseMoves()]
     # A pool that serves both plans neither gives nor takes.
     assert on(session, kept) == [ev.Load(kept)]

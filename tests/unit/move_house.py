@@ -165,7 +165,7 @@ class Plans(Installer):
         self.plan, self.epoch = plan, Epoch(1)
         self.carrier, self.coming = Carrier(), Carrier()
         self.withdrawn: list[Epoch] = []
-        self.breaks = False
+        self.breaks = self.busy = False
         self.while_preparing: Callable[[], None] = lambda: None
         self._control = control
 
@@ -177,7 +177,7 @@ class Plans(Installer):
 
     @property
     def is_busy(self) -> bool:
-        return False
+        return self.busy
 
     def check(self, plan: Plan) -> None:
         pass
@@ -213,6 +213,10 @@ class Bulk(BulkServer):
 
     def __init__(self) -> None:
         self.passes: Epoch | None = None
+        self.warmed: list[bytes] = []
+
+    def grant_probe(self, token: bytes, key: str = "") -> None:
+        self.warmed.append(token)
 
     def begin_move(self, *args: Any) -> None:
         self.passes = args[0]
@@ -228,7 +232,8 @@ class House:
         self.board = Board()
         self.plans = Plans(before, self.board)
         self.texts = Texts(lambda: self.plans.engine, self._recover)
-        self.moves = Moves(RUN, self.plans, self.board, Bulk(), self.texts, geometry())
+        self.bulk = Bulk()
+        self.moves = Moves(RUN, self.plans, self.board, self.bulk, self.texts, geometry())
 
     def _recover(self, why: RemoteError) -> None:
         self.moves.abandon(str(why))

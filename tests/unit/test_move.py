@@ -28,6 +28,14 @@ def test_texts_change_over_and_the_new_plan_is_put_into_force() -> None:
     assert sorted(released) == [(1, (A,)), (2, (A,))]
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_links_of_targets_are_warmed_up_where_that_disturbs_no_text(busy: bool) -> None:
+    house = House(plan(a=2, b=2))
+    house.plans.busy = busy
+    house.moves.begin(plan(a=1, c=1, b=2))
+    assert len(house.bulk.warmed) == (0 if busy else 2)  # A's and C's; B keeps what it has
+
+
 def test_an_agent_that_is_lost_while_a_move_is_prepared_ends_it() -> None:
     house = House(plan(a=2, b=2))
     house.board.silent = {B}
