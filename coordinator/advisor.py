@@ -109,6 +109,11 @@ class Advisor:
             self._told[o.name] = self._relief.rate(o.name, rate, self._now_s)
         return [o._replace(bytes_per_s=self._told[o.name]) for o in offers]
 
+    def reckoned(self) -> str:
+        """Return the rates that the planner was told last, for a log."""
+        rates = ",".join(f"{name}:{rate / 1e9:.2f}" for name, rate in sorted(self._told.items()))
+        return f"gb_per_s={rates or 'unknown'}"
+
     def conditions(
         self,
         plan: Plan,

@@ -312,7 +312,7 @@ class Keeper:
         except Exception as e:
             log.exception("no move")
             return [InstallFailed(f"internal error: {type(e).__name__}", kept=True)]
-        log.info("replan epoch=%d %s", cluster.epoch, why)
+        log.info("replan epoch=%d %s %s", cluster.epoch, why, self._advisor.reckoned())
         return []
 
     def _better_plan(self, names: tuple[AgentName, ...]) -> tuple[Plan, str]:

@@ -48,6 +48,8 @@ class Relief:
 
     def __init__(self) -> None:
         self._boards: dict[AgentName, _Board] = {}
+        # The highest rate that each board has shown.
+        self._best: dict[AgentName, float] = {}
 
     def moved(
         self,
@@ -55,7 +57,7 @@ class Relief:
         rates: Mapping[AgentName, float],
         now_s: float,
     ) -> None:
-        """Note that a plan is in force that takes work off boards.
+        """Note that a plan is in force that takes work off boards; of account are those gone slow.
 
         Args:
             lighter: those boards.
@@ -64,8 +66,8 @@ class Relief:
         """
         for name in lighter:
             rate = rates.get(name, 0.0)
-            if rate <= 0.0:
-                continue
+            if rate <= 0.0 or RISE * rate > self._best.get(name, 0.0):
+                continue  # it is as fast as ever
             former = self._boards.get(name)
             self._boards[name] = board = _Board(rate, now_s + SOON_S)
             if former is not None:
@@ -73,6 +75,7 @@ class Relief:
 
     def measured(self, name: AgentName, bytes_per_s: float, now_s: float) -> None:
         """Take in a rate that a board reports."""
+        self._best[name] = max(bytes_per_s, self._best.get(name, 0.0))
         board = self._boards.get(name)
         if board is None or bytes_per_s < RISE * board.rate:
             return
@@ -109,3 +112,4 @@ class Relief:
     def forget(self, name: AgentName) -> None:
         """Forget a board that has left."""
         self._boards.pop(name, None)
+        self._best.pop(name, None)

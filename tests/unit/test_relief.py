@@ -10,8 +10,17 @@ SLOW, FAST = 0.4e9, 1e9
 def relieved(at_s: float = 0.0) -> Relief:
     """Work was taken off `a`, which had become slow."""
     relief = Relief()
+    for name in (A, B):
+        relief.measured(name, FAST, at_s - 10)
     relief.moved([A], {A: SLOW, B: FAST}, at_s)
     return relief
+
+
+def test_a_board_that_is_as_fast_as_ever_is_believed_whatever_is_taken_off_it() -> None:
+    relief = relieved()
+    relief.moved([A, B], {A: SLOW, B: 0.9 * FAST}, 0.0)
+    relief.measured(B, 1.3 * FAST, 0.5)
+    assert relief.rate(B, 1.3 * FAST, 0.6) == 1.3 * FAST
 
 
 def test_a_rate_that_rises_as_soon_as_work_was_taken_off_is_not_believed_for_a_while() -> None:
