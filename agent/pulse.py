@@ -15,9 +15,6 @@ from agent.speedometer import Speedometer
 
 __all__ = ["Pulse"]
 
-# A board that is granted so much of the processor time that it wants is not held back.
-ALL = 0.95
-
 
 class Pulse:
     """Makes heartbeats; each measures what has happened since the one before.
@@ -25,15 +22,17 @@ class Pulse:
     Args:
         loader: knows the atoms and the bulk link.
         emulation: the board that this machine plays; None for what it is.
+        n_threads: of kernels.
     """
 
-    def __init__(self, loader: Loader, emulation: Emulation | None = None) -> None:
+    def __init__(
+        self, loader: Loader, emulation: Emulation | None = None, n_threads: int = 1
+    ) -> None:
         self._loader = loader
         self._emulation = emulation
         self._health = Health()
         self._memory = Memory()
-        self._quota = Quota()
-        self._full_bytes_per_s = 0.0
+        self._quota = Quota(n_threads)
         self._n_faults = _major_faults()
         self._speedometer: Speedometer | None = None
         # Made before anything is loaded: as the agent found the board.
@@ -91,7 +90,7 @@ class Pulse:
             round_trip_s=self._loader.round_trip_s or round_trip_s,
             kv_bytes=kv_bytes,
             major_faults=max(0, n_faults - self._n_faults),
-            bytes_per_s=_bounded(self._granted(rate.bytes_per_s) if rate else None),
+            bytes_per_s=_bounded(self._quota.left(rate.bytes_per_s) if rate else None),
             call_s=rate.call_s if rate else None,
             goodput_bytes_per_s=_bounded(goodput.bytes_per_s),
             n_goodput=goodput.n_windows,
@@ -103,15 +102,6 @@ class Pulse:
         )
         self._n_faults = n_faults
         return beat
-
-    def _granted(self, bytes_per_s: float) -> float:
-        """Return what is left of a rate where a quota stops this process again and again."""
-        share = self._quota.granted()
-        if share >= ALL:
-            self._full_bytes_per_s = bytes_per_s
-            return bytes_per_s
-        # What calls show of it already does not count twice.
-        return min(bytes_per_s, share * max(self._full_bytes_per_s, bytes_per_s))
 
     def _budget(self, free_bytes: int) -> tuple[int, int]:
         """Return what weights and KV may take altogether, and what shall stay free besides."""

@@ -120,7 +120,7 @@ class Runtime:
         self._pool = Pool(hello.n_threads, usable_cores())
         rests = Rest(self._n_done)
         self._loader = Loader(self._context, options, self._pool, self._mailbox.post, rests)
-        self._pulse = Pulse(self._loader, emulation)
+        self._pulse = Pulse(self._loader, emulation, hello.n_threads)
         self._routing_id = routing_id(hello.name, hello.instance_id)
         self._peer = coordinator
         self._n_dials = 0

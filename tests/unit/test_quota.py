@@ -1,65 +1,52 @@
-"""What a quota of processor time withholds, as cgroups of both versions tell it."""
+"""What a quota of processor time leaves of a board's rate, in cgroups of both versions."""
 
 from pathlib import Path
 
 import pytest
 
-from agent import quota as quota_module
 from agent.quota import Quota
 
 
 class Group:
-    """The counters of a group of either version, in a file system of the test's own."""
+    """A group of either version, in a file system of the test's own."""
 
-    def __init__(self, root: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.version = version
+    def __init__(self, root: Path, version: int) -> None:
         (root / "proc/self").mkdir(parents=True)
         line = "0::/board\n" if version == 2 else "3:cpu,cpuacct:/board\n"
         (root / "proc/self/cgroup").write_text(line)
-        self._file = root / "sys/fs/cgroup" / ("" if version == 2 else "cpu") / "board/cpu.stat"
-        self._file.parent.mkdir(parents=True)
-        self.process_s = 0.0
-        monkeypatch.setattr(quota_module.time, "process_time", lambda: self.process_s)
+        self._version = version
+        self._directory = root / "sys/fs/cgroup" / ("" if version == 2 else "cpu") / "board"
+        self._directory.mkdir(parents=True)
 
-    def count(self, used_s: float, withheld_s: float) -> None:
-        self.process_s = used_s
-        used, withheld = f"usage_usec {1e6 * used_s:.0f}", f"throttled_usec {1e6 * withheld_s:.0f}"
-        if self.version == 1:
-            used, withheld = "nr_periods 5", f"throttled_time {1e9 * withheld_s:.0f}"
-        self._file.write_text(f"{used}\nnr_throttled 1\n{withheld}\n")
-
-    def vanish(self) -> None:
-        self._file.unlink()
+    def limit(self, quota_us: int | None) -> None:
+        if self._version == 2:
+            (self._directory / "cpu.max").write_text(f"{quota_us or 'max'} 5000\n")
+        else:
+            (self._directory / "cpu.cfs_quota_us").write_text(f"{quota_us or -1}\n")
+            (self._directory / "cpu.cfs_period_us").write_text("5000\n")
 
 
 @pytest.fixture(params=[1, 2])
-def group(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Group:
-    return Group(tmp_path, request.param, monkeypatch)
+def group(request: pytest.FixtureRequest, tmp_path: Path) -> Group:
+    return Group(tmp_path, request.param)
 
 
-def test_what_is_granted_is_what_ran_of_what_wanted_to(group: Group, tmp_path: Path) -> None:
-    group.count(10.0, 100.0)
-    quota = Quota(tmp_path)
-    group.count(10.12, 100.28)
-    assert quota.granted() == pytest.approx(0.3)
-    # Since then it has not been stopped.
-    group.count(10.5, 100.28)
-    assert quota.granted() == 1.0
+def test_a_quota_leaves_its_part_of_what_the_threads_could_do(group: Group, tmp_path: Path) -> None:
+    quota = Quota(2, tmp_path)
+    assert quota.left(1e9) == 1e9
+    group.limit(None)
+    assert quota.left(1e9) == 1e9
+    group.limit(1500)
+    assert quota.left(1e9) == pytest.approx(0.15e9)
+    # With little work it is never stopped: its calls are as fast as before.
+    assert quota.left(1.1e9) == pytest.approx(0.165e9)
+    group.limit(10_000)
+    assert quota.left(1e9) == 1e9
 
 
-def test_without_counters_all_is_granted(group: Group, tmp_path: Path) -> None:
-    assert Quota(tmp_path).granted() == 1.0
-    group.count(1.0, 5.0)
-    quota = Quota(tmp_path)
-    group.vanish()
-    assert quota.granted() == 1.0
-    # The counters of another group begin anew.
-    group.count(0.1, 0.0)
-    assert quota.granted() == 1.0
-
-
-def test_a_process_that_hardly_runs_tells_nothing(group: Group, tmp_path: Path) -> None:
-    group.count(1.0, 5.0)
-    quota = Quota(tmp_path)
-    group.count(1.0001, 5.0005)
-    assert quota.granted() == 1.0
+def test_what_calls_show_of_a_quota_does_not_count_twice(group: Group, tmp_path: Path) -> None:
+    group.limit(1500)
+    quota = Quota(1, tmp_path)
+    assert quota.left(1e9) == pytest.approx(0.3e9)
+    assert quota.left(0.5e9) == pytest.approx(0.3e9)
+    assert quota.left(0.2e9) == pytest.approx(0.2e9)
