@@ -269,7 +269,8 @@ class Membership:
             silent_s = now_s - agent.heard_s
             is_awaited, is_stopped = agent.name in tick.awaited, agent.name in tick.stopped
             most_s = self._awaited_silence_s if is_awaited else self._silence_s
-            if silent_s > (most_s if is_stopped else max(most_s, self._starved_silence_s)):
+            # Whoever stopped a process may let it go on in a moment.
+            if silent_s > max(most_s, self._silence_s if is_stopped else self._starved_silence_s):
                 why = ": its process is stopped" if is_stopped else ""
                 text = f"no heartbeat for {silent_s:.1f} s{why}"
                 yield self._remove(agent, AgentState.LOST, text)._replace(silent=True)

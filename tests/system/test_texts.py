@@ -141,7 +141,7 @@ def test_after_a_loss_the_others_write_the_same_text(endless: Path) -> None:
 
 
 def test_an_agent_of_this_machine_may_be_silent_for_a_while(endless: Path) -> None:
-    """It waits for a processor; were it dead, the coordinator would know."""
+    """It waits for a processor; were it dead, or stopped for longer, the coordinator would know."""
     with Cluster(endless, local=2, exact=True) as cluster:
         wanted = write(cluster, [5, 6, 7])
         text = cluster.generate(prompt_ids=[5, 6, 7], max_tokens=len(wanted))

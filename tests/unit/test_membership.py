@@ -114,8 +114,8 @@ def test_a_local_agent_may_starve_but_not_stop(stopped: bool) -> None:
     members = Membership(OURS, starved_silence_s=15.0)
     members.on_event(Received(b"L1", hello()), 0.0)
     late = Tick(frozenset({PI}), frozenset({PI} if stopped else ()))
-    assert members.on_event(late, 2.4 if stopped else 14.9) == []
-    (lost,) = members.on_event(late, 2.6 if stopped else 15.1)
+    assert members.on_event(late, 3.4 if stopped else 14.9) == []
+    (lost,) = members.on_event(late, 3.6 if stopped else 15.1)
     assert isinstance(lost, Lost)
     assert lost.reason.endswith("its process is stopped") == stopped
 
