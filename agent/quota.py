@@ -32,6 +32,6 @@ class Quota:
         if cores is None or cores >= self._n_threads:
             self._full_bytes_per_s = bytes_per_s
             return bytes_per_s
-        # The fastest of late: what calls show of the quota does not count twice.
+        # The fastest so far: what calls show of the quota does not count twice.
         self._full_bytes_per_s = max(self._full_bytes_per_s, bytes_per_s)
         return min(bytes_per_s, self._full_bytes_per_s * cores / self._n_threads)

@@ -6,8 +6,9 @@ from agent.messages import LEAST_RATE, MOST_COUNT, MOST_RATE, Hello, Versions
 
 __all__ = ["refusal"]
 
-# Names stand in plans, log lines and routing ids.
+# More than any board has.
 MOST_CORES = 1 << 16
+# Names stand in plans, log lines and routing ids.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

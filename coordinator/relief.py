@@ -1,6 +1,6 @@
 """Boards that are fast only while they have little to do. Pure.
 
-Under a quota of processor time, or when heat throttles it, a board that is given less becomes as
+When heat throttles it, or a quota that its agent cannot see, a board that is given less becomes as
 fast as ever at once. Whoever believed that would give back all that was just taken, find it slow
 again, and so on for ever. So a rate that rises as soon as work was taken off the board is not
 believed for a while, twice as long each time; one that rises later is a board that has recovered.
@@ -95,8 +95,8 @@ class Relief:
     def disappointed(self, now_s: float) -> bool:
         """Note that tokens take much longer than planned; return whether that may explain it.
 
-        Boards that are believed again may be slow again, and not show it: most of their calls end
-        before the quota of a period is used up, and the medians that they report are of those.
+        Boards that are believed again may be slow again and not show it, where most calls of what
+        they were given end before they are stopped: the rates that they report are medians.
         """
         found = False
         for board in self._boards.values():
