@@ -5,8 +5,9 @@ makes a random q8 model of that shape and a lab of boards on 1 Gbit cables, read
 tokens and goes on writing, while one head group of every layer moves from one board to another,
 there and back. Prints the longest gap between two tokens of each move, and how fast keys and
 values were copied while no token was written. All goes through the coordinator (star): boards
-listen nowhere, which is checked in the middle of one more move. The last line is one JSON object;
-ends with 1 if a text was not the same, a gap too long or copying too slow. Needs root.
+listen nowhere, which is checked in the middle of one more move, and with `--closed` a packet filter
+drops what would open a connection to one of them. The last line is one JSON object; ends with 1 if
+a text was not the same, a gap too long or copying too slow. Needs root.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from coordinator.planner.cost import kv_token_bytes
 from kernels.errors import InputError, RemoteError
 from tools.faults.here import cluster_here
 from tools.faults.lab import goodput_bytes_per_s
+from tools.faults.packet_filter import n_refused, refuse_connections
 from tools.faults.scratch import add_model_arguments, scratch
 from tools.migration.regrouped import regrouped
 from tools.migration.stream import Copied, Moved, Stream
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--moves", type=int, default=4, help="while the text is written (4)")
     add("--copies", type=int, default=4, help="while it rests (4)")
     add("--bytes-per-s", type=parse_rate, help="rate of the boards (default: as this machine)")
+    add("--closed", action="store_true", help="boards refuse connections; needs nft")
     add("--rate-mbit", type=float, default=1000.0, help="of the lab's cables (1000)")
 
 
@@ -86,6 +89,9 @@ def _measure(args: argparse.Namespace, cluster: Cluster) -> dict[str, object]:
     prompt = [rng.randrange(vocab_size) for _ in range(args.prompt_tokens)]
     assert cluster.plan is not None
     there, back = _plans(cluster.plan)
+    hosts = [f"h{i + 2}" for i in range(args.agents)] if args.closed else []
+    for host in hosts:
+        refuse_connections(host)
     stream = Stream(cluster, prompt, args.tokens)
     stream.read(REST_TOKENS)
     moves: list[Moved] = []
@@ -122,6 +128,7 @@ def _measure(args: argparse.Namespace, cluster: Cluster) -> dict[str, object]:
         "copy_share": statistics.median(s for _, s in copies) if copies else None,
         "copies_ok": not copies or statistics.median(s for _, s in copies) >= COPY_SHARE,
         "listening_at_boards": listening.result(),
+        "refused_connections": sum(n_refused(host) for host in hosts) if hosts else None,
         "equal": still.ids == stream.ids,
         "n_tokens": len(stream.ids),
         "n_different_tokens": len(set(stream.ids)),

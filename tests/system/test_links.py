@@ -1,6 +1,7 @@
 """What a cluster says of its links, against what emulated ones really are. Needs root."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from coordinator.status import AgentStatus, Status
 from tests.system.processes import HEADWISE, ROOT, Command, wait_until
+from tools.faults.packet_filter import n_refused, refuse_connections
 
 NETLAB = ROOT.parent / "shared" / "tools" / "netlab" / "netlab.py"
 PORT = "7070"
@@ -118,3 +120,21 @@ def test_links_are_as_the_lab_made_them(address: str, tmp_path: Path, rate_mbit:
             assert agent.exchange_s > 0.8 * ROUND_TRIP_S[rate_mbit]
     finally:
         lab.close()
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="there is no nft")
+def test_a_packet_filter_refuses_who_dials_a_board(address: str) -> None:
+    def dial(host: str) -> str:
+        """Return how a call from the first host ends; nobody listens there."""
+        to = netlab("addr", host).stdout.strip()
+        call = f"import socket; socket.create_connection(({to!r}, 9), 0.5)"
+        words = ["ip", "netns", "exec", "nlab-h1", sys.executable, "-c", call]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+        return done.stderr.splitlines()[-1]
+
+    assert "refused" in dial("h3")
+    refuse_connections("h3")
+    assert n_refused("h3") == 0
+    assert "timed out" in dial("h3")
+    assert n_refused("h3") > 0
+    assert "refused" in dial("h2")
