@@ -8,8 +8,8 @@ workers have seen of it when they enter
 what the job is, 8 words          `LEAVE`, or anything else, in the first of them
 started, lateness                 when the job did, by `clock`; of `barrier`: above 0 for a while
 after threads were woken late
-parked; semaphore; first,         three lines for each thread; the last of them is of `balance`
-stop, waited
+parked, rested; semaphore;        three lines for each thread; rested: nanoseconds between its last
+first, stop, waited               two jobs; the third line is of `balance`
 """
 
 import numpy as np
@@ -32,6 +32,8 @@ __all__ = [
     "LINE",
     "NEVER_PATIENT",
     "PARKED",
+    "PASSED",
+    "RESTED",
     "SEEN",
     "SEMAPHORE",
     "STARTED",
@@ -54,6 +56,9 @@ LEAVE = -1
 PARKED, SEMAPHORE, FIRST = (i * LINE for i in range(3))
 THREAD_WORDS = 3 * LINE
 STOP, WAITED = FIRST + 1, FIRST + 2
+# Of `relay`; the time is behind it. A line of its own, which another thread looks at.
+PASSED = SEMAPHORE + LINE // 2
+RESTED = PARKED + 1
 NEVER_PATIENT = -(1 << 40)  # lateness that no late waking makes good
 WHOLE = 1 << 20  # what first and stop are parts of
 
