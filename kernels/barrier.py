@@ -4,7 +4,7 @@
 watch for half a millisecond, then sleep on a futex, which frees the CPU for whoever is late. No
 sooner: a thread that sleeps comes back late, by 50 us on a virtual machine, and all others wait for
 it at the next barrier. Where a competing process takes the CPU at once and keeps it for its time
-slice, each short sleep costs milliseconds, for all threads: when two were woken more than 1 ms late,
+slice, each short sleep costs milliseconds, for all threads: when two were woken over 1 ms late,
 not long apart, everybody watches for 2 ms for a while (docs/decisions.md). With JIT off there
 is one thread and a barrier is nothing.
 """
