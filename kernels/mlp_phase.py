@@ -23,7 +23,7 @@ from kernels.mlp import gate_up
 from kernels.quantise import quantise, quantises
 from kernels.relay import await_thread, pass_on, stamp_of
 from kernels.simd_tile import ask_for
-from kernels.spans import Matrix, Rows, Span
+from kernels.spans import Matrix, Rows, Span, share
 
 __all__ = ["run_mlp"]
 
@@ -68,7 +68,7 @@ def run_mlp(
         if n_rows == 1:
             meet(team)
             for p in range((n_atoms + part - 1) // part):
-                add_rows(out, _sum_of(m, p), 1, start, stop)
+                add_rows(out, _sum_of(m, p), n_rows, start, stop)
     if in_place:  # nobody reads x before the next phase
         add_rows(x, out, n_rows, start, stop)
     meet(team)
@@ -134,7 +134,9 @@ def _add_atoms(
         at_atom = t[at.COLUMNS] + columns.first + c
         down = t[at_atom] + t[at.DOWN_SKIP]
         if n_rows == 1:
-            _activate_atom(team, m, columns.first, c, 0, _PAIRS, 1, h, down)
+            # All pairs; numbers that numba knows would have all of it compiled once more.
+            pair, end_pair = share(_PAIRS, 0, 1)
+            _activate_atom(team, m, columns.first, c, pair, end_pair, n_rows, h, down)
             if quantises(m.w):
                 act = Span(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM)
                 quantise(act, 1, Span(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS))

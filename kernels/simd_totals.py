@@ -57,7 +57,7 @@ def add_totals(
     """
     for a in range(totals.shape[0]):
         n_lanes = min(max(n - a * tile_step, 0), N_LANES)
-        for r in range(min(n_rows, totals.shape[1])):
+        for r in range(min(n_rows, totals.shape[1]) if n_lanes else 0):
             at = i + r * row_step + a * tile_step
             out[at : _end(out, at, n_lanes)] += totals[a, r, :n_lanes]
 
