@@ -21,7 +21,7 @@ from kernels import emit
 from kernels.clock import now_ns
 from kernels.jit import inner
 from kernels.lowering import cgutils, element_address, operation
-from kernels.sync_words import ABORT, ARRIVED, ASLEEP, GENERATION, LATENESS, LINE
+from kernels.sync_words import ABORT, ARRIVED, ASLEEP, CROWDED, GENERATION, LATENESS, LINE
 from kernels.target import has
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "atomic_load",
     "atomic_store",
     "change",
+    "this_cpu",
     "wait",
     "wait_while",
     "watch",
@@ -41,7 +42,7 @@ __all__ = [
 I64Array = npt.NDArray[np.int64]
 
 # How long threads watch: where they cannot all run at once, otherwise, and while LATENESS is high.
-BRIEFLY_NS, WATCH_NS, PATIENTLY_NS = 50_000, 500_000, 2_000_000
+BRIEFLY_NS, WATCH_NS, PATIENTLY_NS = 15_000, 500_000, 2_000_000
 # Looks before the clock is asked again. x86's pause takes 12 to 50 ns, by model.
 _LOOKS = 32 if platform.machine() in ("x86_64", "AMD64") else 256
 # What being woken that late adds to LATENESS, which each barrier lowers by 1; threads are patient
@@ -52,6 +53,11 @@ _LATE, _TWO_LATE, _MOST_LATE = 150, 220, 600
 _SLEEP_NS = 5_000_000
 _FUTEX_CALL = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), -1)
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # of one process only
+
+
+def this_cpu() -> int:
+    """Return the number of the CPU that this thread runs on; 0 with JIT off."""
+    return 0
 
 
 def atomic_add(words: I64Array, i: int, value: int) -> int:
@@ -107,6 +113,14 @@ def _call_libc(builder: Any, name: str, *args: Any) -> None:
     ftype = ir.FunctionType(ir.IntType(64), [args[0].type] if args else [], var_arg=bool(args))
     function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
     builder.call(function, args)
+
+
+@operation(this_cpu, types.int64)
+def _this_cpu(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    ftype = ir.FunctionType(ir.IntType(32), [])
+    name = "sched_getcpu"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
+    return builder.sext(builder.call(function, []), ir.IntType(64))
 
 
 def _futex(builder: Any, address: Any, what: int, value: Any, limit: Any) -> None:
@@ -191,8 +205,9 @@ def watch(sync: I64Array, i: int, value: int, limit_ns: int) -> bool:
 def wait_while(sync: I64Array, i: int, value: int, heeds_abort: bool) -> None:
     """Return once sync[i] is something else than value, or, if that is heeded, at an abort."""
     lateness = atomic_load(sync, LATENESS)
-    limit_ns = BRIEFLY_NS if lateness < 0 else WATCH_NS
-    if lateness > _TWO_LATE:
+    is_crowded = lateness < 0 or now_ns() < sync[CROWDED]
+    limit_ns = BRIEFLY_NS if is_crowded else WATCH_NS
+    if not is_crowded and lateness > _TWO_LATE:
         limit_ns = PATIENTLY_NS
     if watch(sync, i, value, limit_ns) and (heeds_abort or atomic_load(sync, i) != value):
         return
