@@ -12,6 +12,9 @@ from agent.resources import ROOT, cpu_quota
 
 __all__ = ["Quota"]
 
+# What must have been shown so often to count as the full rate: a single one may be noise.
+N_SHOWN = 3
+
 
 class Quota:
     """What kernels can do under the tightest quota of this process's cgroups, v1 and v2.
@@ -24,14 +27,16 @@ class Quota:
     def __init__(self, n_threads: int, root: Path = ROOT) -> None:
         self._n_threads = n_threads
         self._root = root
-        self._full_bytes_per_s = 0.0
+        # The highest rates shown, ascending; the first one, or the last without a quota, is sure.
+        self._best: list[float] = []
 
     def left(self, bytes_per_s: float) -> float:
         """Return what is left of a rate that calls show."""
         cores = cpu_quota(self._root)
         if cores is None or cores >= self._n_threads:
-            self._full_bytes_per_s = bytes_per_s
+            self._best = [bytes_per_s] * N_SHOWN
             return bytes_per_s
-        # The fastest so far: what calls show of the quota does not count twice.
-        self._full_bytes_per_s = max(self._full_bytes_per_s, bytes_per_s)
-        return min(bytes_per_s, self._full_bytes_per_s * cores / self._n_threads)
+        # The fastest: what calls show of the quota does not count twice.
+        shown = self._best or [bytes_per_s] * N_SHOWN
+        self._best = sorted([*shown, bytes_per_s])[-N_SHOWN:]
+        return min(bytes_per_s, self._best[0] * cores / self._n_threads)

@@ -1,11 +1,12 @@
 """A barrier for kernels that several threads run together, without the GIL.
 
 `sync` is laid out in `sync_words`. The last thread to arrive starts the next generation. The others
-watch for some 50 us, then sleep on a futex, which frees the CPU for whoever is late. But where a
-competing process takes that CPU at once and keeps it for its time slice, each short sleep costs
-milliseconds, for all threads: when two were woken more than 1 ms late, not long apart, everybody
-watches for about 2 ms for a while (docs/decisions.md). With JIT off there is one thread and a
-barrier is nothing.
+watch for half a millisecond, then sleep on a futex, which frees the CPU for whoever is late. No
+sooner: a thread that sleeps comes back late, by 50 us on a virtual machine, and all others wait for
+it at the next barrier. Where a competing process takes the CPU at once and keeps it for its time
+slice, each short sleep costs milliseconds, for all threads: when two were woken over 1 ms late,
+not long apart, everybody watches for 2 ms for a while (docs/decisions.md). With JIT off there
+is one thread and a barrier is nothing.
 """
 
 import platform
@@ -20,17 +21,19 @@ from kernels import emit
 from kernels.clock import now_ns
 from kernels.jit import inner
 from kernels.lowering import cgutils, element_address, operation
-from kernels.sync_words import ABORT, ARRIVED, ASLEEP, GENERATION, LATENESS, LINE
+from kernels.sync_words import ABORT, ARRIVED, ASLEEP, CROWDED, GENERATION, LATENESS, LINE
 from kernels.target import has
 
 __all__ = [
     "ABORT",
-    "BRIEFLY",
+    "BRIEFLY_NS",
     "LINE",
+    "WATCH_NS",
     "atomic_add",
     "atomic_load",
     "atomic_store",
     "change",
+    "this_cpu",
     "wait",
     "wait_while",
     "watch",
@@ -38,10 +41,10 @@ __all__ = [
 
 I64Array = npt.NDArray[np.int64]
 
-# Looks of `watch` in some 50 microseconds; x86's pause is a long one.
-_LOOKS = 1_000 if platform.machine() in ("x86_64", "AMD64") else 15_000
-BRIEFLY = _LOOKS
-PATIENTLY = 40 * _LOOKS
+# How long threads watch: where they cannot all run at once, otherwise, and while LATENESS is high.
+BRIEFLY_NS, WATCH_NS, PATIENTLY_NS = 15_000, 500_000, 2_000_000
+# Looks before the clock is asked again. x86's pause takes 12 to 50 ns, by model.
+_LOOKS = 32 if platform.machine() in ("x86_64", "AMD64") else 256
 # What being woken that late adds to LATENESS, which each barrier lowers by 1; threads are patient
 # above _TWO_LATE, nothing is added above _MOST_LATE.
 _LATE_NS = 1_000_000
@@ -50,6 +53,11 @@ _LATE, _TWO_LATE, _MOST_LATE = 150, 220, 600
 _SLEEP_NS = 5_000_000
 _FUTEX_CALL = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), -1)
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # of one process only
+
+
+def this_cpu() -> int:
+    """Return the number of the CPU that this thread runs on; 0 with JIT off."""
+    return 0
 
 
 def atomic_add(words: I64Array, i: int, value: int) -> int:
@@ -105,6 +113,14 @@ def _call_libc(builder: Any, name: str, *args: Any) -> None:
     ftype = ir.FunctionType(ir.IntType(64), [args[0].type] if args else [], var_arg=bool(args))
     function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
     builder.call(function, args)
+
+
+@operation(this_cpu, types.int64)
+def _this_cpu(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    ftype = ir.FunctionType(ir.IntType(32), [])
+    name = "sched_getcpu"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
+    return builder.sext(builder.call(function, []), ir.IntType(64))
 
 
 def _futex(builder: Any, address: Any, what: int, value: Any, limit: Any) -> None:
@@ -170,20 +186,30 @@ def change(sync: I64Array, i: int, by: int) -> None:
 
 
 @inner
-def watch(sync: I64Array, i: int, value: int, looks: int) -> bool:
+def watch(sync: I64Array, i: int, value: int, limit_ns: int) -> bool:
     """Look a while whether sync[i] becomes something else than value, or the run is aborted."""
-    for _ in range(looks):
-        if atomic_load(sync, i) != value or atomic_load(sync, ABORT) != 0:
-            return True
-        relax()
-    return False
+    until_ns = 0
+    while True:
+        for _ in range(_LOOKS):
+            if atomic_load(sync, i) != value or atomic_load(sync, ABORT) != 0:
+                return True
+            relax()
+        time_ns = now_ns()
+        if until_ns == 0:
+            until_ns = time_ns + limit_ns
+        if time_ns >= until_ns:
+            return False
 
 
 @inner
 def wait_while(sync: I64Array, i: int, value: int, heeds_abort: bool) -> None:
     """Return once sync[i] is something else than value, or, if that is heeded, at an abort."""
-    looks = PATIENTLY if atomic_load(sync, LATENESS) > _TWO_LATE else BRIEFLY
-    if watch(sync, i, value, looks) and (heeds_abort or atomic_load(sync, i) != value):
+    lateness = atomic_load(sync, LATENESS)
+    is_crowded = lateness < 0 or now_ns() < sync[CROWDED]
+    limit_ns = BRIEFLY_NS if is_crowded else WATCH_NS
+    if not is_crowded and lateness > _TWO_LATE:
+        limit_ns = PATIENTLY_NS
+    if watch(sync, i, value, limit_ns) and (heeds_abort or atomic_load(sync, i) != value):
         return
     atomic_add(sync, ASLEEP, 1)
     while atomic_load(sync, i) == value and not (heeds_abort and atomic_load(sync, ABORT) != 0):

@@ -13,10 +13,12 @@ __all__ = [
     "ATTENTION",
     "BLOCK_FLOATS",
     "KEPT_FLOATS",
+    "LEAST_SUMS",
     "LOGITS",
     "LOG_SUM_CHUNK",
     "MLP",
     "MOST_HEADS",
+    "MOST_SUMS",
     "PANEL_FLOATS",
     "RESIDUAL",
     "kept_floats",
@@ -33,6 +35,10 @@ PANEL_FLOATS = 4096
 KEPT_FLOATS = 64
 # Query heads that attend in one step; each has scores of its own.
 MOST_HEADS = 2
+# Column atoms are added up in this many parts at least, where there are so many, and twice as many
+# at most; threads work on parts of their own.
+LEAST_SUMS = 16
+MOST_SUMS = 2 * LEAST_SUMS
 # Exponentials that `log_sum_exp_with` wants scratch for.
 LOG_SUM_CHUNK = 256
 

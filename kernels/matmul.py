@@ -58,4 +58,4 @@ def _add_block(
     else:
         to = out.first + row * out.stride + 8 * t
         n_lanes = min(m.n_out, 8 * stop_tile) - 8 * t
-        add_totals(out.values, to, out.stride, totals, n_lanes, n_rows - row)
+        add_totals(out.values, to, out.stride, 8, totals, n_lanes, n_rows - row)

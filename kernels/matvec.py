@@ -12,7 +12,7 @@ uint16 = F16, int32 = Q8, uint32 = Q4, and with quantised rows int64 = Q8, uint6
 has the tiles, `quantise` the rows, `simd_tile` what one step does.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import types
 from numba.extending import overload
@@ -27,6 +27,21 @@ from kernels.simd_totals import add_totals, keep_totals, kept_totals
 from kernels.spans import Matrix, Rows, Span
 
 __all__ = ["Matrix", "matvec"]
+
+
+class Walk(NamedTuple):
+    """In which order a call reads a matrix.
+
+    Attributes:
+        apart: row tiles from one tile of a step to the next one.
+        end: element where the first of them ends to read on; for others see `add_tiles`.
+        following: element that it reads then.
+    """
+
+    apart: int
+    end: int
+    following: int
+
 
 MANY_ROWS = 8  # of one step, as many as registers hold
 # What many rows read of the weights before they go on, half of a small L1 cache.
@@ -47,15 +62,27 @@ def matvec(
     t = first_tile
     if n_rows == 1 and m.k_tiles == 1:
         n_whole = min(m.n_out // 8, stop_tile)
+        end = m.first + stop_tile * m.tile_size
+        walk = Walk(1, end, end if m.following < 0 else m.following)
         while t + n_tiles_for(m.w, 1, 1) <= n_whole:
-            _step(m, t, stop_tile, 0, 1, x, out, 0, 1, kept, 1, 1)
+            _step(m, t, stop_tile, 0, 1, walk, x, out, 0, 1, kept, 1, 1)
             t += n_tiles_for(m.w, 1, 1)
-    if n_rows == 1:
-        while t < stop_tile:
-            _step(m, t, stop_tile, 0, m.k_tiles, x, out, 0, 1, kept, 1, 0)
-            t += n_tiles_for(m.w, 1, 0)
     if t < stop_tile:
-        _several(m, t, stop_tile, x, out, n_rows, kept)
+        if n_rows == 1:
+            _in_streams(m, t, stop_tile, x, out, kept)
+        else:
+            _several(m, t, stop_tile, x, out, n_rows, kept)
+
+
+@merged
+def _in_streams(m: Matrix, first_tile: int, stop_tile: int, x: Rows, out: Rows, kept: Span) -> None:
+    """Do it for one row: each tile of a step comes from a part of its own, read from end to end."""
+    n_streams = n_tiles_for(m.w, 1, 0)
+    apart = (stop_tile - first_tile + n_streams - 1) // n_streams
+    end = m.first + (first_tile + apart) * m.k_tiles * m.tile_size
+    walk = Walk(apart, end, end if m.following < 0 else m.following)
+    for t in range(first_tile, first_tile + apart):
+        _step(m, t, stop_tile, 0, m.k_tiles, walk, x, out, 0, 1, kept, 1, 0)
 
 
 def _several(
@@ -91,27 +118,30 @@ def _in_blocks(
     block = m.k_tiles
     if n_rows > MANY_ROWS:
         block = max(BLOCK_BYTES // (n_tiles * m.tile_size * m.w.itemsize), 1)
+    tile_step = m.k_tiles * m.tile_size
     for t in range(first_tile, stop_tile, n_tiles):
+        following = m.first + (t + n_tiles) * tile_step
+        if t + n_tiles >= stop_tile and m.following >= 0:
+            following = m.following
+        walk = Walk(1, m.first + (t + 1) * tile_step, following)
         for k in range(0, m.k_tiles, block):
             stop_k = min(k + block, m.k_tiles)
             for row in range(0, n_rows, MANY_ROWS):
-                _step(m, t, stop_tile, k, stop_k, x, out, row, n_rows, kept, MANY_ROWS, 0)
+                _step(m, t, stop_tile, k, stop_k, walk, x, out, row, n_rows, kept, MANY_ROWS, 0)
 
 
 @merged
 def _step(
-    m: Matrix, t: int, stop_tile: int, k: int, stop_k: int, x: Rows, out: Rows, row: int,
-    stop_row: int, kept: Span, n_rows: int, is_short: int,
+    m: Matrix, t: int, stop_tile: int, k: int, stop_k: int, walk: Walk, x: Rows, out: Rows,
+    row: int, stop_row: int, kept: Span, n_rows: int, is_short: int,
 ) -> None:  # fmt: skip
-    """Do it for the tiles from t on that one step takes, tiles k .. stop_k - 1 of each.
+    """Do it for row tile t and the others that one step takes, tiles k .. stop_k - 1 of each.
 
     Literals: n_rows that one step takes, from `row` on; for is_short see `n_tiles_for`. Tiles
     behind stop_tile and rows behind stop_row are not there: others stand in for them.
     """
     tile_step = m.k_tiles * m.tile_size
     tile = m.first + t * tile_step + k * m.tile_size
-    end = m.first + stop_tile * tile_step
-    following = end if m.following < 0 else m.following
     skip = BLOCK_FLOATS if quantises(m.w) else 32
     at = x.first + row * x.stride + k * skip
     n_tiles = n_tiles_for(m.w, n_rows, is_short)
@@ -119,14 +149,15 @@ def _step(
     keep = kept.first + row * 8 * n_tiles
     totals = no_totals(m.w, n_rows, is_short)
     if is_short:
-        totals = add_adjoining(totals, m.w, tile, x.values, at, end, following)
+        totals = add_adjoining(totals, m.w, tile, x.values, at, walk.end, walk.following)
     else:
         if k > 0:
             totals = kept_totals(totals, kept.values, keep)
+        n_tiles_there = (stop_tile - t + walk.apart - 1) // walk.apart
         for _ in range(k, stop_k):
             totals = add_tiles(
-                totals, m.w, tile, tile_step, stop_tile - t, x.values, at, x.stride, n_there, end,
-                following, row == 0,
+                totals, m.w, tile, walk.apart * tile_step, n_tiles_there, x.values, at, x.stride,
+                n_there, walk.end, walk.following, row == 0,
             )  # fmt: skip
             tile += m.tile_size
             at += skip
@@ -137,4 +168,4 @@ def _step(
         n_lanes = min(m.n_out, 8 * stop_tile) - 8 * t
         if is_short:  # all of them are there
             n_lanes = 8 * n_tiles
-        add_totals(out.values, to, out.stride, totals, n_lanes, n_there)
+        add_totals(out.values, to, out.stride, 8 * walk.apart, totals, n_lanes, n_there)

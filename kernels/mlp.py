@@ -7,7 +7,7 @@ A column atom's gate_up matrix alternates 8 gate rows and 8 up rows, so that one
 gives 8 finished activations.
 """
 
-from kernels.jit import inner, merged
+from kernels.jit import inner
 from kernels.matvec import matvec
 from kernels.simd import load, scale, store, zero
 from kernels.simd_exp import silu8
@@ -16,7 +16,7 @@ from kernels.spans import Matrix, Rows, Span, row_of
 __all__ = ["gate_up", "swiglu8"]
 
 
-@merged
+@inner
 def gate_up(
     m: Matrix, first_pair: int, stop_pair: int, h: Rows, act: Rows, buffer: Rows, n_rows: int,
     kept: Span,

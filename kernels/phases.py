@@ -10,7 +10,7 @@ heads, never a sum, and meet at barriers; the last one ends each phase. What the
 where scratch lies is in `table`, indexed by the names of `tables`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,40 +20,22 @@ from kernels.attention import Context, KvPages, append_kv, attend
 from kernels.balance import Team, meet, share_of
 from kernels.barrier import wait
 from kernels.formats import ATTENTION, BLOCK_FLOATS, LOGITS, MLP, MOST_HEADS, RESIDUAL
-from kernels.jit import inner, kernel, merged
-from kernels.layout import COLUMNS_PER_ATOM, TILE_K, TILE_ROWS, VOCAB_ROWS_PER_ATOM
+from kernels.jit import kernel, merged
+from kernels.layout import TILE_K, TILE_ROWS, VOCAB_ROWS_PER_ATOM
 from kernels.matvec import matvec
-from kernels.mlp import gate_up
+from kernels.member import Member, add_rows, kept, norm_rows, preset, quantise_rows
+from kernels.mlp_phase import run_mlp
 from kernels.native import floats_at
 from kernels.norm import rms_norm
 from kernels.paging import PAGE_TOKENS
-from kernels.quantise import quantise, quantises
+from kernels.quantise import quantises
 from kernels.rope import rotate
-from kernels.simd import add, load, store, zero
-from kernels.spans import F32Array, Matrix, Rows, Span, row_of, share
+from kernels.spans import F32Array, Matrix, Rows, Span, row_of
 from kernels.team import SEEN, begin_job, end_job, finish_job, is_dismissed, next_job, read_job
 
 __all__ = ["run_stage"]
 
 I64Array = npt.NDArray[np.int64]
-
-
-class Member(NamedTuple):
-    """What one member holds.
-
-    Attributes:
-        w: the store as elements of its weight format.
-        floats: the store as float32, for norms and biases.
-        kv: pages.
-        table: shapes, offsets and the row table, see `tables`.
-        scratch: float32, see `tables`.
-    """
-
-    w: npt.NDArray[Any]
-    floats: F32Array
-    kv: KvPages
-    table: I64Array
-    scratch: F32Array
 
 
 @kernel
@@ -113,85 +95,29 @@ def _run_phases(team: Team, m: Member) -> None:
     hidden = m.table[at.HIDDEN]
     x = Rows(floats_at(x_address, n_rows * hidden), 0, hidden)
     out = Rows(floats_at(out_address, n_rows * columns), 0, columns)
-    if what & RESIDUAL:
+    in_place = what & RESIDUAL != 0
+    if in_place:
         out = Rows(m.scratch, m.table[at.PARTIAL], hidden)
     for layer in range(first_layer, stop_layer):
         if what & ATTENTION:
-            _attention(team, m, layer, n_rows, x, out)
-            if what & RESIDUAL:
-                _add_rows(team, n_rows * hidden, x, out)
+            _attention(team, m, layer, n_rows, x, out, in_place)
         if what & MLP:
-            _mlp(team, m, layer, n_rows, x, out)
-            if what & RESIDUAL:
-                _add_rows(team, n_rows * hidden, x, out)
+            run_mlp(team, m, layer, n_rows, x, out, in_place)
     if what & LOGITS:
         _logits(team, m, n_rows, x, out)
 
 
 @merged
-def _add_rows(team: Team, n: int, x: Rows, partial: Rows) -> None:
-    """Add the partial sum to the residual, element by element."""
-    start, stop = share((n + 7) // 8, team.tid, team.n_threads)
-    for i in range(8 * start, 8 * stop, 8):
-        if i + 8 <= n:
-            both = add(load(x.values, i), load(partial.values, partial.first + i))
-            store(x.values, i, both)
-        else:
-            for j in range(i, n):
-                x.values[j] = np.float32(x.values[j] + partial.values[partial.first + j])
-    wait(team.sync, team.n_threads)
-
-
-@inner
-def _norm_rows(team: Team, m: Member, n_rows: int, x: Rows, gain: int) -> Rows:
-    """Return the normalised rows of x in scratch, as `matvec` reads them; gain: in m.floats."""
-    h = Rows(m.scratch, m.table[at.NORMED], m.table[at.NORMED_STRIDE])
-    q = Rows(m.scratch, m.table[at.NORMED_Q], m.table[at.NORMED_Q_STRIDE])
-    hidden, eps = m.table[at.HIDDEN], m.scratch[at.EPS]
-    for row in range(team.tid, n_rows, team.n_threads):
-        rms_norm(row_of(x, row, 0), Span(m.floats, gain), hidden, eps, row_of(h, row, 0))
-        if quantises(m.w):
-            quantise(row_of(h, row, 0), m.table[at.K_TILES], row_of(q, row, 0))
-    return q if quantises(m.w) else h
-
-
-@merged
-def _quantise_rows(
-    team: Team, m: Member, n_rows: int, n_pieces: int, n_blocks: int, x: Rows, q: Rows
+def _attention(
+    team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Rows, in_place: bool
 ) -> None:
-    """Quantise n_pieces pieces of n_blocks blocks of every row."""
-    for task in range(team.tid, n_rows * n_pieces, team.n_threads):
-        row, piece = task // n_pieces, task % n_pieces
-        source = row_of(x, row, piece * n_blocks * TILE_K)
-        quantise(source, n_blocks, row_of(q, row, piece * n_blocks * BLOCK_FLOATS))
-
-
-@inner
-def _preset(rows: Rows, n_rows: int, start: int, stop: int, m: Member, bias: int) -> None:
-    """Set elements start .. stop - 1 of each row to the bias at m.floats[bias], 0 if bias < 0."""
-    for row in range(n_rows):
-        first = rows.first + row * rows.stride
-        for i in range(start, stop - 7, 8):
-            store(rows.values, first + i, load(m.floats, bias + i) if bias >= 0 else zero())
-        for i in range(stop - (stop - start) % 8, stop):
-            rows.values[first + i] = m.floats[bias + i] if bias >= 0 else np.float32(0.0)
-
-
-@merged
-def _kept(team: Team, m: Member) -> Span:
-    """Return this thread's scratch for `matvec`."""
-    return Span(m.scratch, m.table[at.KEPT] + team.tid * m.table[at.KEPT_STRIDE])
-
-
-@merged
-def _attention(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Rows) -> None:
-    """Write this member's partial sum of one attention phase."""
+    """Write this member's partial sum of one attention phase, and add it to x if in_place."""
     t = m.table
     first = t[t[at.GROUP_BOUNDS] + layer]
     n_groups = t[t[at.GROUP_BOUNDS] + layer + 1] - first
     qkv = Rows(m.scratch, t[at.QKV], t[at.QKV_STRIDE])
     if n_groups > 0:
-        h = _norm_rows(team, m, n_rows, x, t[t[at.NORMS] + layer])
+        h = norm_rows(team, m, n_rows, x, t[t[at.NORMS] + layer])
         wait(team.sync, team.n_threads)
         _project_qkv(team, m, first, n_groups, n_rows, h, qkv)
         meet(team)
@@ -202,9 +128,12 @@ def _attention(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Row
         if quantises(m.w):
             mixed = Rows(m.scratch, t[at.MIXED], t[at.MIXED_STRIDE])
             mixed_q = Rows(m.scratch, t[at.MIXED_Q], t[at.MIXED_Q_STRIDE])
-            _quantise_rows(team, m, n_rows, n_groups, t[at.O_K_TILES], mixed, mixed_q)
+            quantise_rows(team, m, n_rows, n_groups, t[at.O_K_TILES], mixed, mixed_q)
             wait(team.sync, team.n_threads)
-    _project_out(team, m, first, n_groups, n_rows, out)
+    start, stop = share_of(team, (t[at.HIDDEN] + TILE_ROWS - 1) // TILE_ROWS)
+    _project_out(m, first, n_groups, start, stop, n_rows, out, kept(team, m))
+    if in_place:  # nobody reads x before the next phase
+        add_rows(x, out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, t[at.HIDDEN]))
     meet(team)
 
 
@@ -222,11 +151,11 @@ def _project_qkv(
         if tile < end_tile:
             target = Rows(qkv.values, qkv.first + g * n_out, qkv.stride)
             bias = t[t[at.BIASES] + first + g] if t[at.QKV_BIAS] else -1
-            _preset(target, n_rows, tile * TILE_ROWS, min(end_tile * TILE_ROWS, n_out), m, bias)
+            preset(target, n_rows, tile * TILE_ROWS, min(end_tile * TILE_ROWS, n_out), m, bias)
             w = t[t[at.GROUPS] + first + g]
             following = t[t[at.GROUPS] + first + g + 1] if g + 1 < n_groups else -1
             matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following)
-            matvec(matrix, tile, end_tile, h, target, n_rows, _kept(team, m))
+            matvec(matrix, tile, end_tile, h, target, n_rows, kept(team, m))
 
 
 @merged
@@ -280,13 +209,14 @@ def _attend_all(team: Team, m: Member, first: int, n_groups: int, n_rows: int, q
 
 
 @merged
-def _project_out(team: Team, m: Member, first: int, n_groups: int, n_rows: int, out: Rows) -> None:
-    """Write the sum over groups of W_o times the group's attention output."""
+def _project_out(
+    m: Member, first: int, n_groups: int, start: int, stop: int, n_rows: int, out: Rows, keep: Span
+) -> None:
+    """Write row tiles start .. stop - 1 of the sum over groups of W_o times attention's output."""
     t = m.table
     hidden, n_blocks = t[at.HIDDEN], t[at.O_K_TILES]
     size = t[at.O_K_TILES] * t[at.TILE_SIZE]
-    start, stop = share_of(team, (hidden + TILE_ROWS - 1) // TILE_ROWS)
-    _preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
+    preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
     for g in range(n_groups):
         w = t[t[at.GROUPS] + first + g] + t[at.O_SKIP]
         if quantises(m.w):
@@ -298,67 +228,14 @@ def _project_out(team: Team, m: Member, first: int, n_groups: int, n_rows: int, 
         if g + 1 < n_groups:
             following = t[t[at.GROUPS] + first + g + 1] + t[at.O_SKIP] + start * size
         matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.O_K_TILES], hidden, following)
-        matvec(matrix, start, stop, mixed, out, n_rows, _kept(team, m))
-
-
-@merged
-def _mlp(team: Team, m: Member, layer: int, n_rows: int, x: Rows, out: Rows) -> None:
-    """Write this member's partial sum of one MLP phase."""
-    t = m.table
-    hidden = t[at.HIDDEN]
-    first = t[t[at.COLUMN_BOUNDS] + layer]
-    n_atoms = t[t[at.COLUMN_BOUNDS] + layer + 1] - first
-    if n_atoms > 0:
-        h = _norm_rows(team, m, n_rows, x, t[t[at.NORMS] + layer] + hidden)
-        wait(team.sync, team.n_threads)
-        _activate(team, m, first, n_atoms, n_rows, h)
-        meet(team)
-        if quantises(m.w):
-            act = Rows(m.scratch, t[at.ACT], t[at.ACT_STRIDE])
-            act_q = Rows(m.scratch, t[at.ACT_Q], t[at.ACT_Q_STRIDE])
-            _quantise_rows(team, m, n_rows, n_atoms, 1, act, act_q)
-            wait(team.sync, team.n_threads)
-    start, stop = share_of(team, (hidden + TILE_ROWS - 1) // TILE_ROWS)
-    _preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
-    for c in range(n_atoms):
-        w = t[t[at.COLUMNS] + first + c] + t[at.DOWN_SKIP]
-        if quantises(m.w):
-            act = Rows(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS, t[at.ACT_Q_STRIDE])
-        else:
-            act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
-        following = -1
-        if c + 1 < n_atoms:
-            following = t[t[at.COLUMNS] + first + c + 1] + t[at.DOWN_SKIP]
-            following += start * t[at.TILE_SIZE]
-        down = Matrix(m.w, w, t[at.TILE_SIZE], 1, hidden, following)
-        matvec(down, start, stop, act, out, n_rows, _kept(team, m))
-    meet(team)
-
-
-@merged
-def _activate(team: Team, m: Member, first: int, n_atoms: int, n_rows: int, h: Rows) -> None:
-    """Write the activations of every column atom and row."""
-    t = m.table
-    n_pairs = COLUMNS_PER_ATOM // TILE_ROWS
-    stride = t[at.GATE_UP_STRIDE]
-    buffer = Rows(m.scratch, t[at.GATE_UP] + team.tid * stride, 2 * COLUMNS_PER_ATOM)
-    start, stop = share_of(team, n_atoms * n_pairs)
-    for c in range(start // n_pairs, n_atoms):
-        pair, end = max(start - c * n_pairs, 0), min(stop - c * n_pairs, n_pairs)
-        if pair < end:
-            w = t[t[at.COLUMNS] + first + c]
-            following = t[t[at.COLUMNS] + first + c + 1] if c + 1 < n_atoms else -1
-            n_out = 2 * COLUMNS_PER_ATOM
-            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following)
-            act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
-            gate_up(matrix, pair, end, h, act, buffer, n_rows, _kept(team, m))
+        matvec(matrix, start, stop, mixed, out, n_rows, keep)
 
 
 @merged
 def _logits(team: Team, m: Member, n_rows: int, x: Rows, out: Rows) -> None:
     """Write the logits of every held vocabulary row, atom after atom."""
     t = m.table
-    h = _norm_rows(team, m, n_rows, x, t[at.FINAL_NORM])
+    h = norm_rows(team, m, n_rows, x, t[at.FINAL_NORM])
     wait(team.sync, team.n_threads)
     whole = VOCAB_ROWS_PER_ATOM // TILE_ROWS
     start, stop = share_of(team, t[at.N_VOCAB] * whole)
@@ -369,8 +246,10 @@ def _logits(team: Team, m: Member, n_rows: int, x: Rows, out: Rows) -> None:
         tile, end = max(start - v * whole, 0), min(stop - v * whole, n_tiles)
         if tile < end:
             target = Rows(out.values, out.first + skip, out.stride)
-            _preset(target, n_rows, tile * TILE_ROWS, min(end * TILE_ROWS, n_out), m, -1)
-            matrix = Matrix(m.w, t[t[at.VOCAB] + v], t[at.TILE_SIZE], t[at.K_TILES], n_out, -1)
-            matvec(matrix, tile, end, h, target, n_rows, _kept(team, m))
+            preset(target, n_rows, tile * TILE_ROWS, min(end * TILE_ROWS, n_out), m, -1)
+            w = t[t[at.VOCAB] + v]
+            following = t[t[at.VOCAB] + v + 1] if v + 1 < t[at.N_VOCAB] else -1
+            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following)
+            matvec(matrix, tile, end, h, target, n_rows, kept(team, m))
         skip += int(n_out)
     meet(team)

@@ -34,6 +34,7 @@ __all__ = [
     "add_adjoining",
     "add_columns",
     "add_tiles",
+    "ask_for",
     "clamped",
     "n_tiles_for",
     "no_totals",
@@ -47,7 +48,7 @@ INT8 = ("int64", "uint64")
 SCALE = 8  # element of a quantised block, see BLOCK_FLOATS
 # How far ahead memory is asked for, and how many tiles are read at once where sums do not ask for
 # more: measured on x86 (docs/decisions.md); no board has been.
-AHEAD_BYTES, N_STREAMS = (4608, 2) if has("x86") else (1152, 1)
+AHEAD_BYTES, N_STREAMS = (2304, 2) if has("x86") else (1152, 1)
 
 
 # What each operation means.
@@ -85,7 +86,8 @@ def add_tiles(
     Row r starts at x[i + r * row_step]: 32 float32 values, or BLOCK_FLOATS elements of a quantised
     block if the dtype asks for it. Only n_tiles tiles and n_rows rows are there; the last one
     of each stands in for those behind it. If `asks`, memory some way ahead of the tiles is asked
-    for: as if w[following] came right behind w[end - 1].
+    for: as if w[following] came right behind w[end - 1] for the first one, and for the others
+    whatever lies as far from them.
     """
     result = totals.copy()
     is_int8 = w.dtype.name in INT8
@@ -110,6 +112,10 @@ def add_adjoining(
     """Do what `add_tiles` does for one row and tiles that are all there, one behind the other."""
     step, n = TILE_BYTES[w.dtype.name] // w.itemsize, totals.shape[0]
     return add_tiles(totals, w, tile, step, n, x, i, 0, 1, end, following, True)
+
+
+def ask_for(w: AnyArray, i: int) -> None:
+    """Have as much memory as steps ask for ahead fetched from w[i] on, wherever that is."""
 
 
 def add_columns(
@@ -209,7 +215,7 @@ def _no_totals(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return ir.Constant(sig.return_type.llvm_type, None)
 
 
-def _ask_for(context: Any, builder: Any, w_type: Any, w: Any, i: Any, n_bytes: int) -> None:
+def _fetch(context: Any, builder: Any, w_type: Any, w: Any, i: Any, n_bytes: int) -> None:
     """Have the memory at w[i], which may lie anywhere, fetched."""
     struct = make_array(w_type)(context, builder, w)
     pointer = builder.gep(struct.data, [i])
@@ -238,8 +244,9 @@ def _add_tiles(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         for a in range(shape.n_tiles)
     ]
     with builder.if_then(args[11]):
+        skip = _skip_ahead(builder, w_type, tile, *args[9:11])
         for at in places:
-            _ask_ahead(context, builder, w_type, w, at, n_bytes, *args[9:11])
+            _fetch(context, builder, w_type, w, builder.add(at, skip), n_bytes)
     tiles = [element_address(context, builder, w_type, w, at, n_bytes) for at in places]
     rows = []
     for r in range(shape.n_rows):
@@ -256,7 +263,8 @@ def _add_adjoining(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     totals, w, tile, x, i, end, following = args
     shape, w_type = sig.args[:2]
     n_bytes, row_bytes = _sizes(w_type)
-    _ask_ahead(context, builder, w_type, w, tile, n_bytes * shape.n_tiles, end, following)
+    ahead = builder.add(tile, _skip_ahead(builder, w_type, tile, end, following))
+    _fetch(context, builder, w_type, w, ahead, n_bytes * shape.n_tiles)
     skip = n_bytes * 8 // w_type.dtype.bitwidth
     places = [builder.add(tile, tile.type(a * skip)) for a in range(shape.n_tiles)]
     tiles = [element_address(context, builder, w_type, w, at, n_bytes) for at in places]
@@ -275,14 +283,18 @@ def _sizes(w_type: Any) -> tuple[int, int]:
     return TILE_BYTES[dtype], 4 * (BLOCK_FLOATS if dtype in INT8 else 32)
 
 
-def _ask_ahead(
-    context: Any, builder: Any, w_type: Any, w: Any, at: Any, n_bytes: int, end: Any, following: Any
-) -> None:
-    """Have n_bytes fetched from some way behind w[at], where w[following] follows w[end - 1]."""
-    ahead = builder.add(at, at.type(8 * AHEAD_BYTES // w_type.dtype.bitwidth))
-    beyond = builder.add(builder.sub(ahead, end), following)
-    inside = builder.icmp_signed("<", ahead, end)
-    _ask_for(context, builder, w_type, w, builder.select(inside, ahead, beyond), n_bytes)
+@operation(ask_for, types.none, types.Array, types.Integer)
+def _ask_for(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    _fetch(context, builder, sig.args[0], args[0], args[1], AHEAD_BYTES)
+    return context.get_dummy_value()
+
+
+def _skip_ahead(builder: Any, w_type: Any, at: Any, end: Any, following: Any) -> Any:
+    """Return how many elements to look ahead of w[at], where w[following] follows w[end - 1]."""
+    skip = at.type(8 * AHEAD_BYTES // w_type.dtype.bitwidth)
+    inside = builder.icmp_signed("<", builder.add(at, skip), end)
+    beyond = builder.add(builder.sub(following, end), skip)
+    return builder.select(inside, skip, beyond)
 
 
 def _with_products(

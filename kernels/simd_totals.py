@@ -47,16 +47,19 @@ def no_columns(n_tiles: int, n_rows: int) -> Totals:
     return np.zeros((n_tiles, n_rows, N_LANES), np.float32)
 
 
-def add_totals(out: AnyArray, i: int, row_step: int, totals: Totals, n: int, n_rows: int) -> None:
+def add_totals(
+    out: AnyArray, i: int, row_step: int, tile_step: int, totals: Totals, n: int, n_rows: int
+) -> None:
     """Add totals to n_rows rows of a float32 array in place.
 
-    Lane l of tile a and row r goes to out[i + r * row_step + 8 * a + l] if 8 * a + l < n.
+    Lane l of tile a and row r goes to out[i + r * row_step + a * tile_step + l] if
+    a * tile_step + l < n. Totals of more than two rows are of neighbouring tiles: tile_step is 8.
     """
-    flat = totals.transpose(1, 0, 2).reshape(totals.shape[1], -1)
-    n = min(n, flat.shape[1])
-    for r in range(min(n_rows, len(flat))):
-        at = i + r * row_step
-        out[at : _end(out, at, n)] += flat[r, :n]
+    for a in range(totals.shape[0]):
+        n_lanes = min(max(n - a * tile_step, 0), N_LANES)
+        for r in range(min(n_rows, totals.shape[1]) if n_lanes else 0):
+            at = i + r * row_step + a * tile_step
+            out[at : _end(out, at, n_lanes)] += totals[a, r, :n_lanes]
 
 
 def store_totals(
@@ -132,20 +135,22 @@ def _no_columns(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 
 @operation(
-    add_totals, types.none, types.Array, types.Integer, types.Integer, TotalsType, types.Integer,
-    types.Integer,
+    add_totals, types.none, types.Array, types.Integer, types.Integer, types.Integer, TotalsType,
+    types.Integer, types.Integer,
 )  # fmt: skip
 def _add_totals(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    out, i, row_step, totals, n, n_rows = args
-    shape, out_type = sig.args[3], sig.args[0]
+    out, i, row_step, tile_step, totals, n, n_rows = args
+    shape, out_type = sig.args[4], sig.args[0]
 
     def address(a: int, r: int, n_bytes: int, lane: Any) -> Any:
         at = builder.add(i, builder.mul(row_step, row_step.type(r)))
-        at = builder.add(builder.add(at, at.type(8 * a)), lane)
+        at = builder.add(builder.add(at, builder.mul(tile_step, tile_step.type(a))), lane)
         return element_address(context, builder, out_type, out, at, n_bytes)
 
-    n = context.cast(builder, n, sig.args[4], types.intp)
-    all_lanes = builder.icmp_signed(">=", n, n.type(8 * shape.n_tiles))
+    n = context.cast(builder, n, sig.args[5], types.intp)
+    tile_step = context.cast(builder, tile_step, sig.args[3], types.intp)
+    before_last = builder.mul(tile_step, tile_step.type(shape.n_tiles - 1))
+    all_lanes = builder.icmp_signed(">=", n, builder.add(before_last, n.type(N_LANES)))
     all_rows = builder.icmp_signed(">=", n_rows, n_rows.type(shape.n_rows))
     temporary = cgutils.alloca_once(builder, F32X8)
     with builder.if_else(builder.and_(all_lanes, all_rows)) as (whole, part):
@@ -160,7 +165,7 @@ def _add_totals(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             numbers = builder.bitcast(temporary, ir.FloatType().as_pointer())
             for (a, r), value in shape.lanes(builder, totals).items():
                 builder.store(value, temporary)
-                left = builder.sub(n, n.type(8 * a))
+                left = builder.sub(n, builder.mul(tile_step, tile_step.type(a)))
                 few = builder.icmp_signed("<", left, left.type(8))
                 left = builder.select(few, left, left.type(8))
                 there = builder.icmp_signed("<", n_rows.type(r), n_rows)

@@ -7,9 +7,9 @@ done, job, seen                   of `team`: finished workers, the number of the
 workers have seen of it when they enter
 what the job is, 8 words          `LEAVE`, or anything else, in the first of them
 started, lateness                 when the job did, by `clock`; of `barrier`: above 0 for a while
-after threads were woken late
-parked; semaphore; first,         three lines for each thread; the last of them is of `balance`
-stop, waited
+after threads were woken late. Behind it: until when threads are taken to share a CPU
+parked, rested; semaphore;        three lines for each thread; rested: nanoseconds between its last
+first, stop, waited, place        two jobs; the third line is of `balance`; place: its CPU, plus 1
 """
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "ABORT",
     "ARRIVED",
     "ASLEEP",
+    "CROWDED",
     "DONE",
     "FIRST",
     "GENERATION",
@@ -32,6 +33,9 @@ __all__ = [
     "LINE",
     "NEVER_PATIENT",
     "PARKED",
+    "PASSED",
+    "PLACE",
+    "RESTED",
     "SEEN",
     "SEMAPHORE",
     "STARTED",
@@ -53,7 +57,11 @@ LEAVE = -1
 # The first word of thread t is THREADS + THREAD_WORDS * t; from there on:
 PARKED, SEMAPHORE, FIRST = (i * LINE for i in range(3))
 THREAD_WORDS = 3 * LINE
-STOP, WAITED = FIRST + 1, FIRST + 2
+STOP, WAITED, PLACE = FIRST + 1, FIRST + 2, FIRST + 3
+CROWDED = LATENESS + 1
+# Of `relay`; the time is behind it. A line of its own, which another thread looks at.
+PASSED = SEMAPHORE + LINE // 2
+RESTED = PARKED + 1
 NEVER_PATIENT = -(1 << 40)  # lateness that no late waking makes good
 WHOLE = 1 << 20  # what first and stop are parts of
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.aligned import aligned_zeros
-from kernels.formats import BLOCK_FLOATS, MOST_HEADS, kept_floats
+from kernels.formats import BLOCK_FLOATS, MOST_HEADS, MOST_SUMS, kept_floats
 from kernels.layout import ALIGN_BYTES, COLUMNS_PER_ATOM, TILE_BYTES, TILE_K, Geometry, round_up
 
 __all__ = ["MemberAtoms", "build_tables"]
@@ -33,8 +33,10 @@ F32Array = npt.NDArray[np.float32]
     GATE_UP, GATE_UP_STRIDE, KEPT, KEPT_STRIDE, SCORES, SCORES_STRIDE, PARTIAL,
     # quantised rows of NORMED, MIXED and ACT
     NORMED_Q, NORMED_Q_STRIDE, MIXED_Q, MIXED_Q_STRIDE, ACT_Q, ACT_Q_STRIDE,
+    # sums over parts of the columns, or over one part for all rows
+    SUMS,
     N_FIXED,
-) = range(47)  # fmt: skip
+) = range(48)  # fmt: skip
 
 EPS = 0  # element of scratch that holds norm_eps
 
@@ -171,6 +173,7 @@ def _fill_scratch(
         NORMED_Q: max_rows * fixed[NORMED_Q_STRIDE],
         MIXED_Q: max_rows * fixed[MIXED_Q_STRIDE],
         ACT_Q: max_rows * fixed[ACT_Q_STRIDE],
+        SUMS: max(max_rows, MOST_SUMS) * g.hidden_size,
     }
     start = ALIGN_BYTES // 4
     for entry, size in sizes.items():

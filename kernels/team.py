@@ -4,8 +4,8 @@
     thread > 0    next_job(sync, tid)     run its share    finish_job(sync)     and over again
 
 A function that follows this protocol is entered by every worker once (`Pool.attach`) and by the
-caller for each job. Workers watch the job counter for some tens of microseconds after a job, then
-park on a semaphore. `sync` is laid out in `sync_words`.
+caller for each job. Workers watch the job counter for a while after a job, longer if the one before
+came soon, then park on a semaphore. `sync` is laid out in `sync_words`.
 """
 
 from typing import Any
@@ -17,7 +17,8 @@ from numba import types
 
 from kernels.balance import rebalance
 from kernels.barrier import (
-    BRIEFLY,
+    BRIEFLY_NS,
+    WATCH_NS,
     atomic_add,
     atomic_load,
     atomic_store,
@@ -32,8 +33,10 @@ from kernels.sync_words import (
     DONE,
     JOB,
     JOB_WORDS,
+    LATENESS,
     LEAVE,
     PARKED,
+    RESTED,
     SEEN,
     SEMAPHORE,
     STARTED,
@@ -132,9 +135,19 @@ def begin_job(
 @inner
 def next_job(sync: I64Array, tid: int, seen: int) -> None:
     """Return once the number of the job differs from `seen`."""
-    if watch(sync, JOB, seen, BRIEFLY) and atomic_load(sync, JOB) != seen:
-        return
     at = THREADS + THREAD_WORDS * tid
+    since_ns = now_ns()
+    # Jobs that followed each other soon will do so again; a thread that sleeps comes back late.
+    is_soon = sync[at + RESTED] < WATCH_NS and sync[LATENESS] >= 0
+    came = watch(sync, JOB, seen, WATCH_NS if is_soon else BRIEFLY_NS)
+    if not came or atomic_load(sync, JOB) == seen:  # an abort is no job
+        _park(sync, at, seen)
+    sync[at + RESTED] = now_ns() - since_ns
+
+
+@inner
+def _park(sync: I64Array, at: int, seen: int) -> None:
+    """Sleep until the number of the job differs from `seen`; at: the thread's first word."""
     atomic_store(sync, at + PARKED, 1)
     # Either we see the new job here, or its publisher saw the flag and posts.
     while atomic_load(sync, JOB) == seen:

@@ -1,8 +1,8 @@
 """What one local agent adds to a token, over calling the kernels in this process.
 
 `python tools/bench_local.py --shape ../shared/models/configs/tinyllama_1b_chat_v1.0.json` makes a
-random q8 model of that shape, lets one local agent generate, and after each of its tokens runs
-the same token through the same kernels here. Prints medians and a final JSON line.
+random q8 model of that shape, lets one local agent generate, and after each few of its tokens runs
+the same ones through the same kernels here. Prints medians and a final JSON line.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from agent.member import Member, make_member
 from agent.shell import run_verb
 from coordinator.assign import assignments
 from coordinator.cluster import Cluster
+from coordinator.results import Token
 from kernels.pool import Pool
 from kernels.vocab import log_sum_exp, top_candidates
 from weights.convert import convert_random
@@ -71,8 +73,13 @@ class InProcess:
         self._pool.close()
 
 
-def measure(model: Path, n_tokens: int) -> dict[str, float]:
-    """Alternate n_tokens tokens between agent and this process; return medians in seconds."""
+def measure(model: Path, n_tokens: int, turn_tokens: int) -> dict[str, float]:
+    """Alternate turn_tokens tokens between agent and this process; return medians in seconds.
+
+    The first token of each turn is not counted: threads that have rested come back for it.
+    """
+    agent_s: list[list[float]] = []
+    inside_s: list[list[float]] = []
     with Cluster(model, local=1, context_tokens=CONTEXT_TOKENS) as cluster:
         n_threads = cluster.local_threads
         inside = InProcess(cluster, n_threads)
@@ -80,30 +87,46 @@ def measure(model: Path, n_tokens: int) -> dict[str, float]:
         generation = cluster.generate(prompt_ids=prompt, max_tokens=n_tokens)
         for pos, token_id in enumerate(prompt[:-1]):
             inside.token_s(token_id, pos)
-        previous, pos, rows = prompt[-1], len(prompt) - 1, []
-        while True:
-            started_s = time.perf_counter()
-            token = next(generation, None)
-            agent_s = time.perf_counter() - started_s
-            if token is None or token.id is None:
-                break
-            rows.append((agent_s, inside.token_s(previous, pos)))
-            previous, pos = token.id, pos + 1
+        previous, pos = prompt[-1], len(prompt) - 1
+        while len(turn := _turn(generation, turn_tokens)) == turn_tokens:
+            agent_s.append([s for _, s in turn])
+            inputs = [previous, *(id for id, _ in turn)]
+            inside_s.append([inside.token_s(id, pos + i) for i, id in enumerate(inputs[:-1])])
+            previous, pos = inputs[-1], pos + turn_tokens
         inside.close()
-    rows = rows[2:]  # the prefill, and the first touch of pages
+    n_rested = min(1, turn_tokens - 1)
+    medians = [
+        (statistics.median(a[n_rested:]), statistics.median(b[n_rested:]))
+        for a, b in zip(agent_s[1:], inside_s[1:], strict=True)  # the first one has the prefill
+    ]
     return {
         "threads": n_threads,
-        "tokens": len(rows),
-        "agent_s": statistics.median(r[0] for r in rows),
-        "in_process_s": statistics.median(r[1] for r in rows),
-        "added_s": statistics.median(r[0] - r[1] for r in rows),
+        "tokens": len(medians) * turn_tokens,
+        "turn_tokens": turn_tokens,
+        "agent_s": statistics.median(a for a, _ in medians),
+        "in_process_s": statistics.median(b for _, b in medians),
+        "added_s": statistics.median(a - b for a, b in medians),
     }
+
+
+def _turn(generation: Iterator[Token], n_tokens: int) -> list[tuple[int, float]]:
+    """Return the next tokens, and how long each took; fewer at the end of the text."""
+    found: list[tuple[int, float]] = []
+    while len(found) < n_tokens:
+        started_s = time.perf_counter()
+        token = next(generation, None)
+        if token is None or token.id is None:
+            break
+        found.append((token.id, time.perf_counter() - started_s))
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the benchmark."""
     parser.add_argument("--shape", type=Path, required=True, help="config.json of a model")
-    parser.add_argument("-n", "--tokens", type=int, default=300)
+    add = parser.add_argument
+    add("-n", "--tokens", type=int, default=300)
+    add("--turn", type=int, default=16, metavar="TOKENS", help="of each in a row (16)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         convert_random(args.shape, model, "q8", seed=1)
-        r = measure(model, args.tokens)
+        r = measure(model, args.tokens, args.turn)
     print(
         f"{r['tokens']:.0f} tokens, {r['threads']:.0f} threads: agent {1e3 * r['agent_s']:.2f} ms, "
         f"in-process {1e3 * r['in_process_s']:.2f} ms, added {1e3 * r['added_s']:.2f} ms per token"

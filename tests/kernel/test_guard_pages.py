@@ -84,7 +84,7 @@ def plain_matvec(m: Matrix, x: Rows, out: Rows, n_rows: int, block: int) -> None
                 totals = add_tiles(totals, m.w, tile, 0, 1, x.values, at, 0, 1, 0, 0, True)
                 tile, at = tile + m.tile_size, at + block
             to = out.first + row * out.stride + 8 * t
-            add_totals(out.values, to, out.stride, totals, m.n_out - 8 * t, 1)
+            add_totals(out.values, to, out.stride, 8, totals, m.n_out - 8 * t, 1)
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 8, 13])

@@ -207,6 +207,33 @@ def test_thread_count_changes_no_bit(
         np.testing.assert_array_equal(one, many)
 
 
+@pytest.mark.skipif(JIT_DISABLED, reason="without JIT there is one thread")
+@pytest.mark.parametrize("n_atoms", [1, 7, 35, 70])
+def test_threads_that_share_parts_of_the_columns_change_no_bit(n_atoms: int) -> None:
+    g = geometry(n_columns=32 * n_atoms - 5, fmt=WeightFormat.Q8)
+    model = make_model(g)
+    x, n_threads = rows(4, 40), 4
+    stage = make_stage(model, int8=True)
+    begin(stage, [0] * 4, list(range(4)))
+    together = np.zeros_like(x)
+    stage.mlp(1, x, together)  # several rows add up in another way
+    pool, rng = Pool(n_threads), np.random.default_rng(n_atoms)
+    stage = make_stage(model, None, pool, int8=True)
+    for case in range(12):
+        # Ends anywhere, also within parts, with threads that have nothing among them.
+        ends = np.sort(rng.integers(0, n_atoms + 1, n_threads - 1)) if case else [0, 0, n_atoms]
+        bounds = [0, *(WHOLE * int(end) // n_atoms for end in ends), WHOLE]
+        one = np.zeros_like(x[:1])
+        for i in range(4):
+            for tid in range(n_threads):  # each job changes them
+                words = pool.sync[THREADS + THREAD_WORDS * tid :]
+                words[FIRST], words[STOP] = bounds[tid : tid + 2]
+            begin(stage, [0], [i])
+            stage.mlp(1, x[i : i + 1], one)
+            np.testing.assert_array_equal(one[0], together[i])
+    pool.close()
+
+
 def test_store_may_be_a_mapped_file(tmp_path: object) -> None:
     model = make_model(geometry())
     path = f"{tmp_path}/weights.bin"

@@ -38,7 +38,9 @@ def test_a_quota_leaves_its_part_of_what_the_threads_could_do(group: Group, tmp_
     assert quota.left(1e9) == 1e9
     group.limit(1500)
     assert quota.left(1e9) == pytest.approx(0.15e9)
-    # With little work it is never stopped: its calls are as fast as before.
+    # With little work it is never stopped: its calls are as fast as before, or faster for once.
+    assert quota.left(1.1e9) == pytest.approx(0.15e9)
+    assert quota.left(1.1e9) == pytest.approx(0.15e9)
     assert quota.left(1.1e9) == pytest.approx(0.165e9)
     group.limit(10_000)
     assert quota.left(1e9) == 1e9
@@ -50,3 +52,15 @@ def test_what_calls_show_of_a_quota_does_not_count_twice(group: Group, tmp_path:
     assert quota.left(1e9) == pytest.approx(0.3e9)
     assert quota.left(0.5e9) == pytest.approx(0.3e9)
     assert quota.left(0.2e9) == pytest.approx(0.2e9)
+
+
+def test_a_board_that_starts_under_a_quota_is_known_by_its_light_calls(
+    group: Group, tmp_path: Path
+) -> None:
+    group.limit(1500)
+    quota = Quota(1, tmp_path)
+    assert quota.left(0.4e9) == pytest.approx(0.12e9)
+    for _ in range(3):
+        quota.left(1e9)
+    assert quota.left(1e9) == pytest.approx(0.3e9)
+    assert quota.left(0.4e9) == pytest.approx(0.3e9)
