@@ -18,7 +18,7 @@ from kernels.clock import now_ns
 from kernels.jit import inner, merged
 from kernels.sync_words import CROWDED, FIRST, PLACE, STOP, THREAD_WORDS, THREADS, WAITED, WHOLE
 
-__all__ = ["Team", "meet", "rebalance", "share_of"]
+__all__ = ["Team", "look_around", "meet", "rebalance", "share_of"]
 
 I64Array = npt.NDArray[np.int64]
 
@@ -60,13 +60,13 @@ def meet(team: Team) -> None:
     if team.n_threads == 1:
         return
     since_ns = now_ns()
-    _look_around(team, since_ns)
+    look_around(team, since_ns)
     wait(team.sync, team.n_threads)
     team.sync[_of_thread(team.tid) + WAITED] += now_ns() - since_ns
 
 
 @inner
-def _look_around(team: Team, time_ns: int) -> None:
+def look_around(team: Team, time_ns: int) -> None:
     """Note where this thread runs, and if another one was last seen there.
 
     Where other processes take a CPU, the system may have two of ours take turns on one: whoever
