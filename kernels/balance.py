@@ -73,6 +73,8 @@ def look_around(team: Team, time_ns: int) -> None:
     watches there keeps away the very thread that it waits for.
     """
     place = this_cpu() + 1
+    if place <= 0:  # the system does not tell
+        return
     team.sync[_of_thread(team.tid) + PLACE] = place
     for tid in range(team.n_threads):
         if tid != team.tid and team.sync[_of_thread(tid) + PLACE] == place:

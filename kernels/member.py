@@ -69,7 +69,7 @@ def quantise_rows(
 @inner
 def preset(rows: Rows, n_rows: int, start: int, stop: int, m: Member, bias: int) -> None:
     """Set elements start .. stop - 1 of each row to the bias at m.floats[bias], 0 if bias < 0."""
-    for row in range(n_rows):
+    for row in range(n_rows if start < stop else 0):
         first = rows.first + row * rows.stride
         for i in range(start, stop - 7, 8):
             store(rows.values, first + i, load(m.floats, bias + i) if bias >= 0 else zero())
@@ -82,7 +82,7 @@ def add_rows(out: Rows, addend: Rows, n_rows: int, start: int, stop: int) -> Non
     """Add elements start .. stop - 1 of each row of `addend` to those of `out`."""
     for row in range(n_rows):
         to, source = row_of(out, row, start), row_of(addend, row, start)
-        n = stop - start
+        n = max(stop - start, 0)  # a share that is empty may begin behind the last element
         for i in range(0, n - 7, 8):
             both = add(load(to.values, to.first + i), load(source.values, source.first + i))
             store(to.values, to.first + i, both)

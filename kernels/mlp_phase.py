@@ -5,8 +5,8 @@
 
 The parts follow from the number of atoms alone, and so do the bits of out. A single row goes atom
 by atom, gate and up, then down, through memory as it lies: a thread has atoms of its own, in whole
-parts but for those at the ends, which two threads add up one after the other. Several rows have all
-activations first; then threads split the rows of down.
+parts but for those at the ends, which two threads add up one after the other. Several rows, or few
+atoms, have all activations first; then threads split the rows of down. Both give the same bits.
 """
 
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from kernels.spans import Matrix, Rows, Span, share
 __all__ = ["run_mlp"]
 
 _PAIRS = COLUMNS_PER_ATOM // TILE_ROWS
+_ATOMS_A_THREAD = 4
 
 
 class Columns(NamedTuple):
@@ -37,11 +38,13 @@ class Columns(NamedTuple):
         first: of them, counted over all layers.
         n_atoms: how many.
         part: atoms of a part.
+        by_atoms: whether threads take atoms, gate, up and down, for one row.
     """
 
     first: int
     n_atoms: int
     part: int
+    by_atoms: bool
 
 
 @merged
@@ -54,18 +57,21 @@ def run_mlp(
     first = t[t[at.COLUMN_BOUNDS] + layer]
     n_atoms = t[t[at.COLUMN_BOUNDS] + layer + 1] - first
     part = max(n_atoms // LEAST_SUMS, 1)
+    # With few atoms a thread some would have too many, and more threads than parts wait in turn.
+    is_enough = n_atoms >= _ATOMS_A_THREAD * team.n_threads and team.n_threads <= LEAST_SUMS
+    columns = Columns(first, n_atoms, part, n_rows == 1 and is_enough)
     start, stop = share_of(team, (hidden + TILE_ROWS - 1) // TILE_ROWS)
     start, stop = start * TILE_ROWS, min(stop * TILE_ROWS, hidden)
     preset(out, n_rows, start, stop, m, -1)
     if n_atoms > 0:
         h = norm_rows(team, m, n_rows, x, t[t[at.NORMS] + layer] + hidden)
         wait(team.sync, team.n_threads)
-        if n_rows > 1:
+        if not columns.by_atoms:
             _activate(team, m, first, n_atoms, n_rows, h)
             meet(team)
             _quantise(team, m, n_atoms, n_rows)
-        _add_parts(team, m, layer, Columns(first, n_atoms, part), n_rows, h, start, stop, out)
-        if n_rows == 1:
+        _add_parts(team, m, layer, columns, n_rows, h, start, stop, out)
+        if columns.by_atoms:
             meet(team)
             for p in range((n_atoms + part - 1) // part):
                 add_rows(out, _sum_of(m, p), n_rows, start, stop)
@@ -86,14 +92,14 @@ def _add_parts(
     team: Team, m: Member, layer: int, columns: Columns, n_rows: int, h: Rows, start: int,
     stop: int, out: Rows,
 ) -> None:  # fmt: skip
-    """Add up parts: of one row this thread's atoms, of several this thread's elements of out.
+    """Add up parts: this thread's atoms, if it takes atoms, else this thread's elements of out.
 
-    Of one row the sums of parts are left where they are. Whoever has the beginning of a part does
-    that first, and whoever has the rest does it last: threads seldom wait for one another.
+    In the first case the sums of parts are left where they are. Whoever has the beginning of a part
+    does that first, and whoever has the rest does it last: threads seldom wait for one another.
     """
     n_atoms, part = columns.n_atoms, columns.part
     first_atom, stop_atom = 0, n_atoms
-    if n_rows == 1:
+    if columns.by_atoms:
         first_atom, stop_atom = share_of(team, n_atoms)
         start, stop = 0, m.table[at.HIDDEN]
     stamp = stamp_of(team, layer)
@@ -112,9 +118,9 @@ def _add_parts(
             if begin < head_stop:
                 await_thread(team, team.tid - 1, stamp)
         if begin < end:
-            total = _sum_of(m, begin // part if n_rows == 1 else 0)
+            total = _sum_of(m, begin // part if columns.by_atoms else 0)
             _add_atoms(team, m, columns, begin, end, n_rows, h, start, stop, total)
-            if n_rows > 1:
+            if not columns.by_atoms:
                 add_rows(out, total, n_rows, start, stop)
         if piece == (n_whole if is_within else -1):
             pass_on(team, stamp)
@@ -133,7 +139,7 @@ def _add_atoms(
     for c in range(begin, end):
         at_atom = t[at.COLUMNS] + columns.first + c
         down = t[at_atom] + t[at.DOWN_SKIP]
-        if n_rows == 1:
+        if columns.by_atoms:
             # All pairs; numbers that numba knows would have all of it compiled once more.
             pair, end_pair = share(_PAIRS, 0, 1)
             _activate_atom(team, m, columns.first, c, pair, end_pair, n_rows, h, down)
@@ -143,9 +149,9 @@ def _add_atoms(
         following = -1
         if c + 1 < columns.n_atoms:
             following = t[at_atom + 1]
-            if n_rows == 1:
+            if columns.by_atoms:
                 ask_for(m.w, following + _PAIRS * t[at.K_TILES] * t[at.TILE_SIZE])
-            if n_rows > 1:
+            if not columns.by_atoms:
                 following += t[at.DOWN_SKIP] + tile * t[at.TILE_SIZE]
         matrix = Matrix(m.w, down, t[at.TILE_SIZE], 1, t[at.HIDDEN], following)
         matvec(matrix, tile, end_tile, _activations(m, c), total, n_rows, kept(team, m))

@@ -6,8 +6,8 @@
     logits      out[row] = vocabulary rows . rms_norm(x[row])
 
 x and out are (n_rows, D), logits (n_rows, n_local_rows). Threads split output rows, columns or
-heads, never a sum, and meet at barriers; the last one ends each phase. What the member holds and
-where scratch lies is in `table`, indexed by the names of `tables`.
+heads, never what is one sum (`mlp_phase`), and meet at barriers; the last one ends each phase. What
+the member holds and where scratch lies is in `table`, indexed by the names of `tables`.
 """
 
 from typing import Any

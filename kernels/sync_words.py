@@ -8,8 +8,8 @@ workers have seen of it when they enter
 what the job is, 8 words          `LEAVE`, or anything else, in the first of them
 started, lateness                 when the job did, by `clock`; of `barrier`: above 0 for a while
 after threads were woken late. Behind it: until when threads are taken to share a CPU
-parked, rested; semaphore;        three lines for each thread; rested: nanoseconds between its last
-first, stop, waited, place        two jobs; the third line is of `balance`; place: its CPU, plus 1
+parked, rested; semaphore,        three lines for each thread; rested: nanoseconds between its last
+passed; first, stop, waited,      two jobs; passed: of `relay`; the third line is of `balance`;
 """
 
 import numpy as np
@@ -59,7 +59,7 @@ PARKED, SEMAPHORE, FIRST = (i * LINE for i in range(3))
 THREAD_WORDS = 3 * LINE
 STOP, WAITED, PLACE = FIRST + 1, FIRST + 2, FIRST + 3
 CROWDED = LATENESS + 1
-# Of `relay`; the time is behind it. A line of its own, which another thread looks at.
+# Of `relay`, behind the semaphore; the time is behind it.
 PASSED = SEMAPHORE + LINE // 2
 RESTED = PARKED + 1
 NEVER_PATIENT = -(1 << 40)  # lateness that no late waking makes good

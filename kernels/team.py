@@ -30,6 +30,7 @@ from kernels.clock import now_ns
 from kernels.jit import inner, kernel
 from kernels.lowering import element_address, operation
 from kernels.sync_words import (
+    CROWDED,
     DONE,
     JOB,
     JOB_WORDS,
@@ -138,7 +139,7 @@ def next_job(sync: I64Array, tid: int, seen: int) -> None:
     at = THREADS + THREAD_WORDS * tid
     since_ns = now_ns()
     # Jobs that followed each other soon will do so again; a thread that sleeps comes back late.
-    is_soon = sync[at + RESTED] < WATCH_NS and sync[LATENESS] >= 0
+    is_soon = sync[at + RESTED] < WATCH_NS and sync[LATENESS] >= 0 and since_ns >= sync[CROWDED]
     came = watch(sync, JOB, seen, WATCH_NS if is_soon else BRIEFLY_NS)
     if not came or atomic_load(sync, JOB) == seen:  # an abort is no job
         _park(sync, at, seen)

@@ -23,6 +23,7 @@ from agent.shell import run_verb
 from coordinator.assign import assignments
 from coordinator.cluster import Cluster
 from coordinator.results import Token
+from kernels.errors import InputError
 from kernels.pool import Pool
 from kernels.vocab import log_sum_exp, top_candidates
 from weights.convert import convert_random
@@ -130,7 +131,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the benchmark and print its figures."""
+    """Run the benchmark and print its figures.
+
+    Raises:
+        InputError: too few tokens for two turns.
+    """
+    if args.turn < 1 or args.tokens < 3 * args.turn:
+        raise InputError(
+            f"--turn {args.turn} -n {args.tokens}; give three turns of at least 1 token"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         convert_random(args.shape, model, "q8", seed=1)

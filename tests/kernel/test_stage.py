@@ -208,7 +208,7 @@ def test_thread_count_changes_no_bit(
 
 
 @pytest.mark.skipif(JIT_DISABLED, reason="without JIT there is one thread")
-@pytest.mark.parametrize("n_atoms", [1, 7, 35, 70])
+@pytest.mark.parametrize("n_atoms", [1, 7, 16, 35, 70])
 def test_threads_that_share_parts_of_the_columns_change_no_bit(n_atoms: int) -> None:
     g = geometry(n_columns=32 * n_atoms - 5, fmt=WeightFormat.Q8)
     model = make_model(g)
@@ -232,6 +232,27 @@ def test_threads_that_share_parts_of_the_columns_change_no_bit(n_atoms: int) -> 
             stage.mlp(1, x[i : i + 1], one)
             np.testing.assert_array_equal(one[0], together[i])
     pool.close()
+
+
+@pytest.mark.skipif(JIT_DISABLED, reason="without JIT there is one thread")
+@pytest.mark.parametrize("n_rows", [1, 4])
+def test_a_thread_without_a_share_adds_nothing(n_rows: int) -> None:
+    """Its share begins behind the last element where the hidden size is no multiple of 8."""
+    model = make_model(geometry(hidden_size=33, n_columns=32 * 20))
+    x = rows(n_rows, 33)
+    results = []
+    for n_threads in (1, 3):
+        pool = Pool(n_threads)
+        for tid in range(1, n_threads):
+            words = pool.sync[THREADS + THREAD_WORDS * tid :]
+            words[FIRST], words[STOP] = WHOLE, WHOLE
+        pool.sync[THREADS + STOP] = WHOLE
+        stage = make_stage(model, None, pool)
+        begin(stage, [0] * n_rows, list(range(n_rows)))
+        results.append(run_all(stage, x, 131))
+        pool.close()
+    for one, many in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, many)
 
 
 def test_store_may_be_a_mapped_file(tmp_path: object) -> None:
