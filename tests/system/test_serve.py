@@ -223,19 +223,22 @@ def test_a_cordoned_agent_keeps_its_part_but_gets_none_of_the_next_plan(shell: S
     site = shell.site
     epoch = site.status().epoch
     before = {str(agent.name): agent.n_head_groups for agent in site.status().agents}
-    assert before["pi-2"] > 0
-    kept = "agent 'pi-2' keeps what it has and is given nothing new\n"
-    assert shell("cordon", "pi-2") == kept
+    # On a busy machine one of them may have shown itself so slow that it holds no head.
+    n_groups, name = max((before[name], name) for name in ("pi-1", "pi-2"))
+    (other,) = {"pi-1", "pi-2"} - {name}
+    assert n_groups > 0
+    kept = f"agent '{name}' keeps what it has and is given nothing new\n"
+    assert shell("cordon", name) == kept
     agents = {str(agent.name): agent for agent in site.status().agents}
-    assert (agents["pi-2"].state, agents["pi-2"].n_head_groups) == ("cordoned", before["pi-2"])
+    assert (agents[name].state, agents[name].n_head_groups) == ("cordoned", n_groups)
     assert len(site.ids(3)) == 3
     assert site.status().epoch == epoch
     # A plan that somebody else brings about leaves it out; it stays where it is, idle.
     site.add("pi-3")
-    site.until_ready("pi-1", "pi-3")
+    site.until_ready(other, "pi-3")
     agents = {str(agent.name): agent for agent in site.status().agents}
-    assert (agents["pi-2"].state, agents["pi-2"].n_head_groups) == ("cordoned", 0)
-    assert shell("uncordon", "pi-2") == "agent 'pi-2' may be used\n"
+    assert (agents[name].state, agents[name].n_head_groups) == ("cordoned", 0)
+    assert shell("uncordon", name) == f"agent '{name}' may be used\n"
     site.until_ready("pi-1", "pi-2", "pi-3")
     site.agents.pop("pi-3").close()
     site.until_ready("pi-1", "pi-2")
