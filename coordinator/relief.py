@@ -17,7 +17,8 @@ __all__ = ["Relief"]
 SOON_S = 2.0
 # A rise of less is noise.
 RISE = 1.25
-FIRST_WAIT_S = 20.0
+# Short, for it may have been somebody else on the same machine who is gone again already.
+FIRST_WAIT_S = 5.0
 LAST_WAIT_S = 600.0
 
 

@@ -17,12 +17,11 @@ from kernels.barrier import wait
 from kernels.formats import BLOCK_FLOATS, LEAST_SUMS
 from kernels.jit import merged
 from kernels.layout import COLUMNS_PER_ATOM, TILE_ROWS
-from kernels.matvec import matvec
+from kernels.matvec import ask_for_streams, matvec
 from kernels.member import Member, add_rows, kept, norm_rows, preset, quantise_rows
 from kernels.mlp import gate_up
 from kernels.quantise import quantise, quantises
 from kernels.relay import await_thread, pass_on, stamp_of
-from kernels.simd_tile import ask_for
 from kernels.spans import Matrix, Rows, Span, share
 
 __all__ = ["run_mlp"]
@@ -138,23 +137,37 @@ def _add_atoms(
     tile, end_tile = start // TILE_ROWS, (stop + TILE_ROWS - 1) // TILE_ROWS
     for c in range(begin, end):
         at_atom = t[at.COLUMNS] + columns.first + c
-        down = t[at_atom] + t[at.DOWN_SKIP]
+        following = t[at_atom + 1] if c + 1 < columns.n_atoms else -1
+        if following >= 0 and not columns.by_atoms:
+            following += t[at.DOWN_SKIP] + tile * t[at.TILE_SIZE]
+        first = t[at_atom] + t[at.DOWN_SKIP]
+        down = Matrix(m.w, first, t[at.TILE_SIZE], 1, t[at.HIDDEN], following)
         if columns.by_atoms:
-            # All pairs; numbers that numba knows would have all of it compiled once more.
-            pair, end_pair = share(_PAIRS, 0, 1)
-            _activate_atom(team, m, columns.first, c, pair, end_pair, n_rows, h, down)
-            if quantises(m.w):
-                act = Span(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM)
-                quantise(act, 1, Span(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS))
-        following = -1
-        if c + 1 < columns.n_atoms:
-            following = t[at_atom + 1]
-            if columns.by_atoms:
-                ask_for(m.w, following + _PAIRS * t[at.K_TILES] * t[at.TILE_SIZE])
-            if not columns.by_atoms:
-                following += t[at.DOWN_SKIP] + tile * t[at.TILE_SIZE]
-        matrix = Matrix(m.w, down, t[at.TILE_SIZE], 1, t[at.HIDDEN], following)
-        matvec(matrix, tile, end_tile, _activations(m, c), total, n_rows, kept(team, m))
+            ask_for_streams(down, tile, end_tile)
+            _activate_whole(team, m, columns, c, n_rows, h)
+            if following >= 0:
+                ask_for_streams(_gate_up_of(m, following, -1), 0, 2 * _PAIRS)
+        matvec(down, tile, end_tile, _activations(m, c), total, n_rows, kept(team, m))
+
+
+@merged
+def _activate_whole(team: Team, m: Member, columns: Columns, c: int, n_rows: int, h: Rows) -> None:
+    """Write all activations of one column atom for the only row, quantised if the weights are."""
+    t = m.table
+    down = t[t[at.COLUMNS] + columns.first + c] + t[at.DOWN_SKIP]
+    # All pairs; numbers that numba knows, as 1 for n_rows, would have all of it compiled once more.
+    pair, end_pair = share(_PAIRS, 0, 1)
+    _activate_atom(team, m, columns.first, c, pair, end_pair, n_rows, h, down)
+    if quantises(m.w):
+        act = Span(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM)
+        quantise(act, 1, Span(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS))
+
+
+@merged
+def _gate_up_of(m: Member, first: int, following: int) -> Matrix:
+    """Return the gate_up matrix that begins at an element of w, and what is read behind it."""
+    t = m.table
+    return Matrix(m.w, first, t[at.TILE_SIZE], t[at.K_TILES], 2 * COLUMNS_PER_ATOM, following)
 
 
 @merged
@@ -186,9 +199,7 @@ def _activate_atom(
     """Write activations 8 * pair .. 8 * end - 1 of one column atom for every row."""
     t = m.table
     buffer = Rows(m.scratch, t[at.GATE_UP] + team.tid * t[at.GATE_UP_STRIDE], 2 * COLUMNS_PER_ATOM)
-    w = t[t[at.COLUMNS] + first + c]
-    n_out = 2 * COLUMNS_PER_ATOM
-    matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following)
+    matrix = _gate_up_of(m, t[t[at.COLUMNS] + first + c], following)
     act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
     gate_up(matrix, pair, end, h, act, buffer, n_rows, kept(team, m))
 
