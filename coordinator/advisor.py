@@ -25,6 +25,8 @@ __all__ = ["Advisor"]
 LIGHTER = 0.9
 # Looked at now and then without a change, too: estimates get better as they settle.
 LOOK_S = 5.0
+# What calls show while a plan is being changed, and so long after it, is the change's doing.
+SETTLE_S = 0.5
 
 
 class Advisor:
@@ -46,15 +48,19 @@ class Advisor:
         # Whom the planner has been told of: who is new may be used at a small gain.
         self._known: frozenset[AgentName] = frozenset()
         self._due_s = 0.0
+        self._settled_s = 0.0
         self._changed = False
 
-    def look(self, agents: Sequence[Agent], now_s: float) -> None:
+    def look(self, agents: Sequence[Agent], now_s: float, is_moving: bool = False) -> None:
         """Take the heartbeats since the last look.
 
         Args:
             agents: those that are here.
             now_s: monotonic time.
+            is_moving: whether another plan is about to come into force.
         """
+        if is_moving:
+            self._settled_s = now_s + SETTLE_S
         here = {agent.name for agent in agents}
         for name in self._beats.keys() - here:
             del self._beats[name]
@@ -67,7 +73,7 @@ class Advisor:
             if beat is None or self._beats.get(agent.name) is beat:
                 continue
             self._beats[agent.name] = beat
-            if beat.bytes_per_s is not None:
+            if beat.bytes_per_s is not None and now_s >= self._settled_s:
                 self._changed |= self._watch.measure(agent.name, beat.bytes_per_s, now_s)
                 self._relief.measured(agent.name, beat.bytes_per_s, now_s)
             if agent.ready is not None and agent.ready.weights_bytes:

@@ -276,7 +276,7 @@ class Keeper:
     def _advise(self, here: Sequence[Agent], now_s: float) -> None:
         """Look for a plan that is worth moving to, when boards have become faster or slower."""
         cluster, supervisor = self._cluster, self._supervisor
-        self._advisor.look(here, now_s)
+        self._advisor.look(here, now_s, cluster.moves.is_moving)
         if cluster.moves.is_moving or not supervisor.in_force:
             return  # what has changed meanwhile is looked at afterwards
         # With "spread" somebody wants to see everybody at work, whether that pays or not.
