@@ -27,6 +27,8 @@ LIGHTER = 0.9
 LOOK_S = 5.0
 # What calls show while a plan is being changed, and so long after it, is the change's doing.
 SETTLE_S = 0.5
+# When everybody has told what calls show since then.
+TOLD_S = 0.5
 
 
 class Advisor:
@@ -48,7 +50,7 @@ class Advisor:
         # Whom the planner has been told of: who is new may be used at a small gain.
         self._known: frozenset[AgentName] = frozenset()
         self._due_s = 0.0
-        self._settled_s = 0.0
+        self._settled_s = float("-inf")
         self._changed = False
 
     def look(self, agents: Sequence[Agent], now_s: float, is_moving: bool = False) -> None:
@@ -85,7 +87,7 @@ class Advisor:
 
     def is_due(self, now_s: float) -> bool:
         """Tell whether a better plan may be had; the next time only when something has changed."""
-        if not self._changed and now_s < self._due_s:
+        if now_s < self._settled_s + TOLD_S or (not self._changed and now_s < self._due_s):
             return False
         self._changed, self._due_s = False, now_s + LOOK_S
         return True
@@ -98,7 +100,7 @@ class Advisor:
             after: the one that is in force.
             now_s: monotonic time.
         """
-        self._changed = True
+        self._changed, self._settled_s = True, now_s + SETTLE_S
         had, has = (plan_weights_bytes(plan, self._geometry) for plan in (before, after))
         lighter = [name for name in had if has.get(name, 0) < LIGHTER * had[name]]
         self._relief.moved(lighter, self._told, now_s)

@@ -2,9 +2,8 @@
 
 When heat throttles it, or a quota that its agent cannot see, a board that is given less becomes as
 fast as ever at once. Whoever believed that would give back all that was just taken, find it slow
-again, and so on for ever. So a rate that rises as soon as work was taken off the board is believed
-once, for it may have been held up by something else for a moment, and the next time not for a
-while, twice as long each time. One that rises later is a board that has recovered.
+again, and so on for ever. So a rate that rises as soon as work was taken off the board is not
+believed for a while, twice as long each time; one that rises later is a board that has recovered.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,8 +17,11 @@ __all__ = ["Relief"]
 SOON_S = 2.0
 # A rise of less is noise.
 RISE = 1.25
+# Short, for it may have been somebody else on the same machine who is gone again already.
 FIRST_WAIT_S = 5.0
 LAST_WAIT_S = 600.0
+# Heat may take its time, and so may giving work back: who is fast for so long has recovered.
+RECOVERED_S = 60.0
 
 
 @dataclass
@@ -36,12 +38,12 @@ class _Board:
     rate: float
     soon_s: float
     until_s: float = float("-inf")
-    wait_s: float = 0.0
+    wait_s: float = FIRST_WAIT_S
 
     def distrust(self, now_s: float) -> None:
-        """Reckon with the slow rate for a while, none at first, and longer the next time."""
-        self.soon_s, self.until_s = float("-inf"), now_s + self.wait_s
-        self.wait_s = min(max(2 * self.wait_s, FIRST_WAIT_S), LAST_WAIT_S)
+        """Reckon with the slow rate for a while, which will be longer the next time."""
+        self.until_s = now_s + self.wait_s
+        self.wait_s = min(2 * self.wait_s, LAST_WAIT_S)
 
 
 class Relief:
@@ -82,7 +84,7 @@ class Relief:
             return
         if now_s <= board.soon_s and now_s >= board.until_s:
             board.distrust(now_s)
-        elif now_s > max(board.soon_s, board.until_s) + board.wait_s:
+        elif now_s > max(board.soon_s, board.until_s) + max(board.wait_s, RECOVERED_S):
             # It has been fast with all that it was given since.
             del self._boards[name]
 

@@ -22,14 +22,7 @@ from kernels.formats import BLOCK_FLOATS
 from kernels.jit import inner, merged
 from kernels.matmul import multiply
 from kernels.quantise import quantises
-from kernels.simd_tile import (
-    SPREADS,
-    add_tiles,
-    add_whole_tiles,
-    ask_for,
-    n_tiles_for,
-    no_totals,
-)
+from kernels.simd_tile import add_adjoining, add_tiles, ask_for, n_tiles_for, no_totals
 from kernels.simd_totals import add_totals, keep_totals, kept_totals
 from kernels.spans import Matrix, Rows, Span
 
@@ -67,8 +60,13 @@ def matvec(
     weights; `kept` is this thread's scratch while several do, see `formats.kept_floats`.
     """
     t = first_tile
-    if n_rows == 1 and m.k_tiles == 1:
-        t = _in_short_streams(m, first_tile, stop_tile, x, out, kept)
+    if n_rows == 1 and _adjoins(m):
+        n_whole = min(m.n_out // 8, stop_tile)
+        end = m.first + stop_tile * m.tile_size
+        walk = Walk(1, end, end if m.following < 0 else m.following)
+        while t + n_tiles_for(m.w, 1, 1) <= n_whole:
+            _step(m, t, stop_tile, 0, 1, walk, x, out, 0, 1, kept, 1, 1)
+            t += n_tiles_for(m.w, 1, 1)
     if t < stop_tile:
         if n_rows == 1:
             _in_streams(m, t, stop_tile, x, out, kept)
@@ -82,49 +80,30 @@ def ask_for_streams(m: Matrix, first_tile: int, stop_tile: int) -> None:
 
     That one lies behind what was read before, which asks for it.
     """
-    n_streams, apart = n_tiles_for(m.w, 1, 0), _n_steps(m, first_tile, stop_tile)
-    if m.k_tiles == 1:
-        n_streams, apart = n_tiles_for(m.w, 1, 1), _n_short_steps(m, first_tile, stop_tile)
-        if not SPREADS:
-            n_streams = 1
-    for stream in range(1, n_streams):
-        tile = first_tile + stream * apart
-        ask_for(m.w, m.first + tile * m.k_tiles * m.tile_size)
+    if not _adjoins(m):
+        apart = _apart(m, first_tile, stop_tile)
+        for stream in range(1, n_tiles_for(m.w, 1, 0)):
+            tile = first_tile + stream * apart
+            ask_for(m.w, m.first + tile * m.k_tiles * m.tile_size)
 
 
 @inner
-def _n_steps(m: Matrix, first_tile: int, stop_tile: int) -> int:
+def _adjoins(m: Matrix) -> bool:
+    """Tell whether steps of one row take tiles that lie side by side, as many as pay."""
+    return m.k_tiles == 1 and n_tiles_for(m.w, 1, 1) > n_tiles_for(m.w, 1, 0)
+
+
+@inner
+def _apart(m: Matrix, first_tile: int, stop_tile: int) -> int:
     """Return how many row tiles each stream has, the last one perhaps fewer."""
     n_streams = n_tiles_for(m.w, 1, 0)
     return (stop_tile - first_tile + n_streams - 1) // n_streams
 
 
-@inner
-def _n_short_steps(m: Matrix, first_tile: int, stop_tile: int) -> int:
-    """Return how many row tiles each stream has where these are single tiles, all of them whole."""
-    return max(min(m.n_out // 8, stop_tile) - first_tile, 0) // n_tiles_for(m.w, 1, 1)
-
-
-@merged
-def _in_short_streams(
-    m: Matrix, first_tile: int, stop_tile: int, x: Rows, out: Rows, kept: Span
-) -> int:
-    """Do it for one row where row tiles are single tiles; return the first of the few left over."""
-    n_steps, n_streams = _n_short_steps(m, first_tile, stop_tile), n_tiles_for(m.w, 1, 1)
-    # Side by side, or each from a part of its own.
-    apart, n_tiles = (n_steps, 1) if SPREADS else (1, n_streams)
-    end = m.first + (first_tile + n_steps * n_tiles) * m.tile_size
-    walk = Walk(apart, end, end if m.following < 0 else m.following)
-    for step in range(n_steps):
-        t = first_tile + step * n_tiles
-        _step(m, t, stop_tile, 0, 1, walk, x, out, 0, 1, kept, 1, 1)
-    return first_tile + n_steps * n_streams
-
-
 @merged
 def _in_streams(m: Matrix, first_tile: int, stop_tile: int, x: Rows, out: Rows, kept: Span) -> None:
     """Do it for one row: each tile of a step comes from a part of its own, read from end to end."""
-    apart = _n_steps(m, first_tile, stop_tile)
+    apart = _apart(m, first_tile, stop_tile)
     end = m.first + (first_tile + apart) * m.k_tiles * m.tile_size
     walk = Walk(apart, end, end if m.following < 0 else m.following)
     for t in range(first_tile, first_tile + apart):
@@ -195,8 +174,7 @@ def _step(
     keep = kept.first + row * 8 * n_tiles
     totals = no_totals(m.w, n_rows, is_short)
     if is_short:
-        step = walk.apart * tile_step
-        totals = add_whole_tiles(totals, m.w, tile, step, x.values, at, walk.end, walk.following)
+        totals = add_adjoining(totals, m.w, tile, x.values, at, walk.end, walk.following)
     else:
         if k > 0:
             totals = kept_totals(totals, kept.values, keep)
@@ -214,5 +192,5 @@ def _step(
         to = out.first + row * out.stride + 8 * t
         n_lanes = min(m.n_out, 8 * stop_tile) - 8 * t
         if is_short:  # all of them are there
-            n_lanes = 8 * ((n_tiles - 1) * walk.apart + 1)
+            n_lanes = 8 * n_tiles
         add_totals(out.values, to, out.stride, 8 * walk.apart, totals, n_lanes, n_there)

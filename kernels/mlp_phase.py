@@ -146,7 +146,8 @@ def _add_atoms(
             ask_for_streams(down, tile, end_tile)
             _activate_whole(team, m, columns, c, n_rows, h)
             if following >= 0:
-                ask_for_streams(_gate_up_of(m, following, -1), 0, 2 * _PAIRS)
+                pair, end_pair = share(_PAIRS, 0, 1)
+                ask_for_streams(_gate_up_of(m, following, -1), 2 * pair, 2 * end_pair)
         matvec(down, tile, end_tile, _activations(m, c), total, n_rows, kept(team, m))
 
 

@@ -31,9 +31,9 @@ from kernels.target import has
 from kernels.tile_code import Columns, column_products, dequantised_products, integer_products
 
 __all__ = [
+    "add_adjoining",
     "add_columns",
     "add_tiles",
-    "add_whole_tiles",
     "ask_for",
     "clamped",
     "n_tiles_for",
@@ -49,7 +49,6 @@ SCALE = 8  # element of a quantised block, see BLOCK_FLOATS
 # How far ahead memory is asked for, and at how many places one row reads integer weights at once:
 # measured on x86 (docs/decisions.md); no board has been.
 AHEAD_BYTES, N_STREAMS = (2304, 4) if has("x86") else (1152, 1)
-SPREADS = N_STREAMS > 1
 
 
 # What each operation means.
@@ -107,19 +106,12 @@ def add_tiles(
     return result
 
 
-def add_whole_tiles(
-    totals: Totals,
-    w: AnyArray,
-    tile: int,
-    tile_step: int,
-    x: AnyArray,
-    i: int,
-    end: int,
-    following: int,
+def add_adjoining(
+    totals: Totals, w: AnyArray, tile: int, x: AnyArray, i: int, end: int, following: int
 ) -> Totals:
-    """Do what `add_tiles` does for one row and tiles all there, with fewer instructions."""
-    n = totals.shape[0]
-    return add_tiles(totals, w, tile, tile_step, n, x, i, 0, 1, end, following, True)
+    """Do what `add_tiles` does for one row and tiles that are all there, one behind the other."""
+    step, n = TILE_BYTES[w.dtype.name] // w.itemsize, totals.shape[0]
+    return add_tiles(totals, w, tile, step, n, x, i, 0, 1, end, following, True)
 
 
 def ask_for(w: AnyArray, i: int) -> None:
@@ -264,20 +256,19 @@ def _add_tiles(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 
 @operation(
-    add_whole_tiles, same_totals, TotalsType, types.Array, types.Integer, types.Integer,
-    types.Array, types.Integer, types.Integer, types.Integer,
+    add_adjoining, same_totals, TotalsType, types.Array, types.Integer, types.Array,
+    types.Integer, types.Integer, types.Integer,
 )  # fmt: skip
-def _add_whole_tiles(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    totals, w, tile, tile_step, x, i, end, following = args
+def _add_adjoining(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    totals, w, tile, x, i, end, following = args
     shape, w_type = sig.args[:2]
     n_bytes, row_bytes = _sizes(w_type)
-    skip = _skip_ahead(builder, w_type, tile, end, following)
-    tiles, at = [], tile
-    for _ in range(shape.n_tiles):
-        _fetch(context, builder, w_type, w, builder.add(at, skip), n_bytes)
-        tiles.append(element_address(context, builder, w_type, w, at, n_bytes))
-        at = builder.add(at, tile_step)
-    row = element_address(context, builder, sig.args[4], x, i, row_bytes)
+    ahead = builder.add(tile, _skip_ahead(builder, w_type, tile, end, following))
+    _fetch(context, builder, w_type, w, ahead, n_bytes * shape.n_tiles)
+    skip = n_bytes * 8 // w_type.dtype.bitwidth
+    places = [builder.add(tile, tile.type(a * skip)) for a in range(shape.n_tiles)]
+    tiles = [element_address(context, builder, w_type, w, at, n_bytes) for at in places]
+    row = element_address(context, builder, sig.args[3], x, i, row_bytes)
     return _with_products(builder, shape, w_type, tiles, [row], totals)
 
 

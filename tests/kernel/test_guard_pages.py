@@ -88,7 +88,7 @@ def plain_matvec(m: Matrix, x: Rows, out: Rows, n_rows: int, block: int) -> None
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 8, 13])
-@pytest.mark.parametrize(("n_out", "n_k"), [(8, 32), (41, 32), (70, 70), (9, 1900)])
+@pytest.mark.parametrize(("n_out", "n_k"), [(8, 32), (41, 32), (109, 32), (70, 70), (9, 1900)])
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("fmt", list(WeightFormat))
 def test_matvec(
@@ -115,7 +115,10 @@ def test_matvec(
     out, expected = guarded(np.ones((n_rows, n_out), np.float32)), np.ones((n_rows, n_out))
     expected = expected.astype(np.float32).reshape(-1)
     kept = Span(guarded(np.zeros(kept_floats(n_rows), np.float32)), 0)
-    callable_from_python(matvec)(matrix, 0, -(-n_out // 8), rows, Rows(out, 0, n_out), n_rows, kept)
+    # In two parts, as two threads would: the second one begins within the matrix.
+    run, n_tiles = callable_from_python(matvec), -(-n_out // 8)
+    for first, stop in ((0, n_tiles // 3), (n_tiles // 3, n_tiles)):
+        run(matrix, first, stop, rows, Rows(out, 0, n_out), n_rows, kept)
     plain_matvec(matrix, rows, Rows(expected, 0, n_out), n_rows, block)
     np.testing.assert_array_equal(out, expected)
 

@@ -1,7 +1,7 @@
 """Boards that are fast only while they have little to do are not given back what was taken."""
 
 from agent.ids import AgentName
-from coordinator.relief import FIRST_WAIT_S, SOON_S, Relief
+from coordinator.relief import FIRST_WAIT_S, RECOVERED_S, SOON_S, Relief
 
 A, B = AgentName("a"), AgentName("b")
 SLOW, FAST = 0.4e9, 1e9
@@ -16,27 +16,6 @@ def relieved(at_s: float = 0.0) -> Relief:
     return relief
 
 
-def relieved_again(at_s: float = 0.0) -> Relief:
-    """It was fast at once, was given back its work, was slow again, and was relieved again."""
-    relief = relieved(at_s - 4.0)
-    relief.measured(A, FAST, at_s - 3.5)
-    relief.measured(A, SLOW, at_s - 1.0)
-    relief.moved([A], {A: SLOW}, at_s)
-    return relief
-
-
-def test_a_board_that_is_fast_again_at_once_is_believed_the_first_time() -> None:
-    relief = relieved()
-    assert not relief.disappointed(0.2)  # nothing of it was seen before
-    for i in range(5):
-        relief.measured(A, FAST, 0.5 + 0.1 * i)
-    assert relief.ends(0.6, 0.4)  # so that the planner is asked
-    assert relief.rate(A, FAST, 1.0) == FAST
-    # Tokens that are slow all the same are the end of that.
-    assert relief.disappointed(2.0)
-    assert relief.rate(A, FAST, 2.1) == SLOW
-
-
 def test_a_board_that_is_as_fast_as_ever_is_believed_whatever_is_taken_off_it() -> None:
     relief = relieved()
     relief.moved([A, B], {A: SLOW, B: 0.9 * FAST}, 0.0)
@@ -44,10 +23,8 @@ def test_a_board_that_is_as_fast_as_ever_is_believed_whatever_is_taken_off_it() 
     assert relief.rate(B, 1.3 * FAST, 0.6) == 1.3 * FAST
 
 
-def test_a_rate_that_rises_again_as_soon_as_work_was_taken_off_is_not_believed_for_a_while() -> (
-    None
-):
-    relief = relieved_again()
+def test_a_rate_that_rises_as_soon_as_work_was_taken_off_is_not_believed_for_a_while() -> None:
+    relief = relieved()
     assert relief.rate(A, FAST, 0.2) == FAST
     relief.measured(A, FAST, 0.5)
     assert relief.rate(A, FAST, 0.6) == SLOW
@@ -68,7 +45,7 @@ def test_one_that_rises_later_or_hardly_is_believed() -> None:
 
 
 def test_each_time_it_takes_longer_until_it_is_believed_again() -> None:
-    relief = relieved_again()
+    relief = relieved()
     relief.measured(A, FAST, 0.5)
     again_s = 1.0 + FIRST_WAIT_S
     # It got its work back, was slow again, and was relieved again.
@@ -80,9 +57,9 @@ def test_each_time_it_takes_longer_until_it_is_believed_again() -> None:
 
 
 def test_a_board_that_stays_fast_with_all_its_work_is_as_if_nothing_had_been() -> None:
-    relief = relieved_again()
+    relief = relieved()
     relief.measured(A, FAST, 0.5)
-    recovered_s = 1.0 + 4 * FIRST_WAIT_S
+    recovered_s = 1.0 + FIRST_WAIT_S + RECOVERED_S
     relief.measured(A, FAST, recovered_s)
     relief.moved([A], {A: SLOW}, recovered_s + 1)
     relief.measured(A, FAST, recovered_s + 2)
@@ -90,7 +67,7 @@ def test_a_board_that_stays_fast_with_all_its_work_is_as_if_nothing_had_been() -
 
 
 def test_boards_that_leave_or_were_never_measured_are_nothing_special() -> None:
-    relief = relieved_again()
+    relief = relieved()
     relief.measured(A, FAST, 0.5)
     relief.forget(A)
     assert relief.rate(A, FAST, 0.6) == FAST
@@ -100,7 +77,8 @@ def test_boards_that_leave_or_were_never_measured_are_nothing_special() -> None:
 
 
 def test_who_is_believed_again_and_disappoints_is_not_believed_for_longer() -> None:
-    relief = relieved_again()
+    relief = relieved()
+    assert not relief.disappointed(0.2)  # nothing of it was seen before
     relief.measured(A, FAST, 0.5)
     assert not relief.disappointed(1.0)  # it has no work that could have been slow
     again_s = 1.0 + FIRST_WAIT_S
@@ -110,3 +88,15 @@ def test_who_is_believed_again_and_disappoints_is_not_believed_for_longer() -> N
     assert relief.rate(A, FAST, again_s) == SLOW
     assert relief.rate(A, FAST, again_s + 1.9 * FIRST_WAIT_S) == SLOW
     assert relief.rate(A, FAST, again_s + 2.1 * FIRST_WAIT_S) == FAST
+
+
+def test_a_board_that_needs_a_while_to_become_hot_is_not_taken_for_recovered() -> None:
+    relief = relieved()
+    relief.measured(A, FAST, 0.5)
+    hot_s = FIRST_WAIT_S + 12.0
+    for i in range(11):
+        relief.measured(A, FAST, FIRST_WAIT_S + 1.0 + i)
+    relief.measured(A, SLOW, hot_s)
+    relief.moved([A], {A: SLOW}, hot_s + 1.0)
+    relief.measured(A, FAST, hot_s + 1.5)
+    assert relief.rate(A, FAST, hot_s + 1.5 + 1.5 * FIRST_WAIT_S) == SLOW
