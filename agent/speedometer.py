@@ -1,7 +1,8 @@
 """How fast a board's kernels are: told in each heartbeat, and at once when it has changed. Pure.
 
 A placement that follows the boards is as late as what it hears of them. Looked at ten times a
-second, calls that take a quarter more or less than those before are worth a heartbeat out of turn.
+second, calls that take a quarter more or less than those before, twice in a row, are worth a
+heartbeat out of turn; once may be a neighbour on the same machine.
 """
 
 from collections import deque
@@ -41,6 +42,9 @@ class Speedometer:
         self.samples = samples
         self._kept: deque[I64Array] = deque(maxlen=KEPT_LOOKS)
         self._told: ReadRate | None = None
+        # Calls of the last look, if they took longer or less long than told.
+        self._odd: I64Array | None = None
+        self._odd_is_slow = False
         self._changed: ReadRate | None = None
         self._n_seen = 0
         self.is_running = False
@@ -56,10 +60,17 @@ class Speedometer:
         if not len(calls):
             return False
         slowness = self._slowness(calls)
+        odd, self._odd = self._odd, None
         if not is_news(slowness):
-            self._kept.append(calls)
+            self._kept.extend([calls] if odd is None else [odd, calls])
+            return False
+        if odd is None or self._odd_is_slow != (slowness > 1.0):
+            if odd is not None:
+                self._kept.append(odd)
+            self._odd, self._odd_is_slow = calls, slowness > 1.0
             return False
         assert self._told is not None
+        slowness = self._slowness(np.concatenate([odd, calls]))
         # Those before were another speed's; so few do not tell the cost of a call.
         self._kept.clear()
         self._changed = ReadRate(self._told.bytes_per_s / slowness, None)

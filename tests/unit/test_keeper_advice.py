@@ -88,7 +88,9 @@ def test_what_changes_during_a_move_is_looked_at_afterwards(scene: Scene) -> Non
     scene.is_moving, scene.rate = True, 0.3e9
     assert scene.advise(10.4) == scene.advise(10.8) == 0
     scene.is_moving = False
-    assert scene.advise(11.2) == 1
+    # What it shows now may be the move's doing still.
+    assert scene.advise(11.2) == scene.advise(11.6) == 0
+    assert scene.advise(12.0) == 1
 
 
 def test_without_a_plan_or_with_a_spread_one_nobody_asks(scene: Scene) -> None:

@@ -32,14 +32,15 @@ def told(rate: float) -> tuple[Speedometer, Samples]:
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.35, 0.75, 1.4, 3.0])
-def test_a_change_is_news_at_the_first_look_and_told_without_the_calls_before(
+def test_a_change_is_news_at_the_second_look_and_told_without_the_calls_before(
     factor: float,
 ) -> None:
     speedometer, samples = told(1e9)
     run(samples, 1e9)
     assert not speedometer.look()
-    run(samples, factor * 1e9)
-    assert speedometer.look()
+    for is_news_now in (False, True):
+        run(samples, factor * 1e9)
+        assert speedometer.look() == is_news_now
     found = speedometer.read()
     assert found is not None
     # The fixed cost of a call does not change with the rate; so few calls do not show it.
@@ -80,7 +81,22 @@ def test_a_board_is_no_faster_between_the_stops_of_a_quota() -> None:
     for _ in range(5):
         run_under_quota(2 * NEWS_CALLS)
         assert not speedometer.look()
-    run(samples, 1e9)
+    for is_news_now in (False, True):
+        run(samples, 1e9)
+        assert speedometer.look() == is_news_now
+
+
+def test_a_burst_is_no_news_but_counts() -> None:
+    speedometer, samples = told(1e9)
+    for rate in (0.6e9, 1e9, 1.6e9, 0.6e9, 1e9):
+        run(samples, rate)
+        assert not speedometer.look()
+    found = speedometer.read()
+    assert found is not None
+    assert found.bytes_per_s == pytest.approx(1e9, rel=0.05)
+    run(samples, 0.6e9)
+    assert not speedometer.look()
+    run(samples, 0.6e9)
     assert speedometer.look()
 
 
@@ -93,6 +109,8 @@ def test_a_few_calls_wait_for_more_and_nothing_is_told_twice() -> None:
     assert not speedometer.look()
     assert not speedometer.is_running
     run(samples, 3e8, n=2)
+    assert not speedometer.look()
+    run(samples, 3e8, n=NEWS_CALLS)
     assert speedometer.look()
     assert speedometer.read() is not None
     assert speedometer.read() is None
