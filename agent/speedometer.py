@@ -1,8 +1,8 @@
 """How fast a board's kernels are: told in each heartbeat, and at once when it has changed. Pure.
 
 A placement that follows the boards is as late as what it hears of them. Looked at ten times a
-second, calls that take a quarter more or less than those before, twice in a row, are worth a
-heartbeat out of turn; once may be a neighbour on the same machine.
+second, calls that take a quarter more or less than those before are worth a heartbeat out of turn,
+unless they took so little time that it may be a neighbour on the same machine: then twice in a row.
 """
 
 from collections import deque
@@ -22,6 +22,8 @@ LOOK_S = 0.1
 # Half of so many calls are no accident; a slow board makes few.
 NEWS_CALLS = 8
 KEPT_LOOKS = 32
+# Others on a machine were in the way for a tenth of a second (docs/decisions.md).
+BURST_S = 0.15
 # Speeds within this factor of each other are the same but for noise.
 NEWS = 1.25
 
@@ -64,13 +66,15 @@ class Speedometer:
         if not is_news(slowness):
             self._kept.extend([calls] if odd is None else [odd, calls])
             return False
-        if odd is None or self._odd_is_slow != (slowness > 1.0):
+        if odd is not None and self._odd_is_slow == (slowness > 1.0):
+            calls = np.concatenate([odd, calls])
+        elif 1e-9 * calls[:, 1].sum() < BURST_S:
             if odd is not None:
                 self._kept.append(odd)
             self._odd, self._odd_is_slow = calls, slowness > 1.0
             return False
         assert self._told is not None
-        slowness = self._slowness(np.concatenate([odd, calls]))
+        slowness = self._slowness(calls)
         # Those before were another speed's; so few do not tell the cost of a call.
         self._kept.clear()
         self._changed = ReadRate(self._told.bytes_per_s / slowness, None)
