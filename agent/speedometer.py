@@ -22,7 +22,7 @@ LOOK_S = 0.1
 # Half of so many calls are no accident; a slow board makes few.
 NEWS_CALLS = 8
 KEPT_LOOKS = 32
-# Others on a machine were in the way for a tenth of a second (docs/decisions.md).
+# Calls were slow for a tenth of a second and then no more (docs/decisions.md).
 BURST_S = 0.15
 # Speeds within this factor of each other are the same but for noise.
 NEWS = 1.25
@@ -46,7 +46,6 @@ class Speedometer:
         self._told: ReadRate | None = None
         # Calls of the last look, if they took longer or less long than told.
         self._odd: I64Array | None = None
-        self._odd_is_slow = False
         self._changed: ReadRate | None = None
         self._n_seen = 0
         self.is_running = False
@@ -63,18 +62,18 @@ class Speedometer:
             return False
         slowness = self._slowness(calls)
         odd, self._odd = self._odd, None
-        if not is_news(slowness):
-            self._kept.extend([calls] if odd is None else [odd, calls])
-            return False
-        if odd is not None and self._odd_is_slow == (slowness > 1.0):
-            calls = np.concatenate([odd, calls])
-        elif 1e-9 * calls[:, 1].sum() < BURST_S:
+        agrees = odd is not None and (self._slowness(odd) > 1.0) == (slowness > 1.0)
+        if not is_news(slowness) or not (agrees or 1e-9 * calls[:, 1].sum() >= BURST_S):
             if odd is not None:
                 self._kept.append(odd)
-            self._odd, self._odd_is_slow = calls, slowness > 1.0
+            if is_news(slowness):
+                self._odd = calls
+            else:
+                self._kept.append(calls)
             return False
+        if odd is not None and agrees:
+            slowness = self._slowness(np.concatenate([odd, calls]))
         assert self._told is not None
-        slowness = self._slowness(calls)
         # Those before were another speed's; so few do not tell the cost of a call.
         self._kept.clear()
         self._changed = ReadRate(self._told.bytes_per_s / slowness, None)

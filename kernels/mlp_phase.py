@@ -3,6 +3,7 @@
     sum of part p = sum over its atoms c, rising, of  down[c] act[c]        act: `mlp`
     out           = sum over parts p, rising, of the sums of parts
 
+A row of out and the sum of a part are (D,), act[c] is (32,), down[c] is (D, 32), all float32.
 The parts follow from the number of atoms alone, and so do the bits of out. A single row goes atom
 by atom, gate and up, then down, through memory as it lies: a thread has atoms of its own, in whole
 parts but for those at the ends, which two threads add up one after the other. Several rows, or few
@@ -153,7 +154,7 @@ def _add_atoms(
 
 @merged
 def _activate_whole(team: Team, m: Member, columns: Columns, c: int, n_rows: int, h: Rows) -> None:
-    """Write all activations of one column atom for the only row, quantised if the weights are."""
+    """Write all activations of one column atom for the only row, quantised if the weights ask."""
     t = m.table
     down = t[t[at.COLUMNS] + columns.first + c] + t[at.DOWN_SKIP]
     # All pairs; numbers that numba knows, as 1 for n_rows, would have all of it compiled once more.

@@ -10,6 +10,7 @@ started, lateness                 when the job did, by `clock`; of `barrier`: ab
 after threads were woken late. Behind it: until when threads are taken to share a CPU
 parked, rested; semaphore,        three lines for each thread; rested: nanoseconds between its last
 passed; first, stop, waited,      two jobs; passed: of `relay`; the third line is of `balance`;
+place                             place: the CPU that it was last seen on, + 1
 """
 
 import numpy as np

@@ -55,7 +55,6 @@ def test_a_board_that_becomes_slow_is_told_of_at_once_and_with_its_new_rate() ->
 def test_what_has_changed_while_nobody_asked_is_not_forgotten() -> None:
     advisor = watched()
     advisor.look([agent(A, 0.3e9), agent(B, 1e9)], 4.4)
-    # Nobody asked.
     advisor.look([agent(A, 0.3e9), agent(B, 1e9)], 4.8)
     assert advisor.is_due(5.2)
     assert not advisor.is_due(5.2)

@@ -11,7 +11,7 @@ from tools.faults.cables import Cables
 from tools.faults.process import MARK, ROOT, Process
 from tools.faults.proxy import ProxyCables
 
-__all__ = ["COORDINATOR_SPACE", "LabCables", "goodput_bytes_per_s", "make_cables"]
+__all__ = ["COORDINATOR_SPACE", "LabCables", "goodput_bytes_per_s", "prefix_of", "make_cables"]
 
 NETLAB = ROOT.parent / "shared" / "tools" / "netlab" / "netlab.py"
 CALL_S = 120.0
@@ -95,7 +95,7 @@ class LabCables:
 
     def serve_prefix(self) -> Sequence[str]:
         """Return what starts the coordinator's process on its host."""
-        return _inside(COORDINATOR)
+        return prefix_of(COORDINATOR)
 
     def serve_words(self) -> Sequence[str | Path]:
         """Return where the coordinator listens, and its keys."""
@@ -103,7 +103,7 @@ class LabCables:
 
     def prefix(self, board: str) -> Sequence[str]:
         """Return what starts a board's process on its host."""
-        return _inside(self._host(board))
+        return prefix_of(self._host(board))
 
     def words(self, board: str) -> Sequence[str | Path]:
         """Return a board's join file, made when it first comes."""
@@ -145,7 +145,8 @@ class LabCables:
             raise ResourceError(f"keys {words[0]}: {process.tail()}")
 
 
-def _inside(host: str) -> Sequence[str]:
+def prefix_of(host: str) -> Sequence[str]:
+    """Return what is put before a command for it to run on one of the lab's hosts, such as h2."""
     return ("ip", "netns", "exec", f"nlab-{host}")
 
 

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 
 from kernels.errors import ResourceError
+from tools.faults.lab import prefix_of
 
 __all__ = ["n_refused", "refuse_connections"]
 
@@ -46,7 +47,7 @@ def n_refused(host: str) -> int:
 
 
 def _nft(host: str, words: Sequence[str], text: str = "") -> str:
-    command = ["ip", "netns", "exec", f"nlab-{host}", "nft", *words]
+    command = [*prefix_of(host), "nft", *words]
     done = subprocess.run(
         command, input=text, capture_output=True, text=True, check=False, timeout=CALL_S
     )
