@@ -11,7 +11,7 @@ from tools.faults.cables import Cables
 from tools.faults.process import MARK, ROOT, Process
 from tools.faults.proxy import ProxyCables
 
-__all__ = ["COORDINATOR_SPACE", "LabCables", "goodput_bytes_per_s", "prefix_of", "make_cables"]
+__all__ = ["COORDINATOR_SPACE", "LabCables", "goodput_bytes_per_s", "make_cables", "prefix_of"]
 
 NETLAB = ROOT.parent / "shared" / "tools" / "netlab" / "netlab.py"
 CALL_S = 120.0
