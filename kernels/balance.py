@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kernels.barrier import this_cpu, wait
+from kernels.barrier import wait
 from kernels.clock import now_ns
 from kernels.jit import inner, merged
-from kernels.sync_words import CROWDED, FIRST, PLACE, STOP, THREAD_WORDS, THREADS, WAITED, WHOLE
+from kernels.places import look_around
+from kernels.sync_words import FIRST, STOP, THREAD_WORDS, THREADS, WAITED, WHOLE
 
-__all__ = ["Team", "look_around", "meet", "rebalance", "share_of"]
+__all__ = ["Team", "meet", "rebalance", "share_of"]
 
 I64Array = npt.NDArray[np.int64]
 
@@ -26,8 +27,6 @@ I64Array = npt.NDArray[np.int64]
 _GAIN = 0.1
 # No thread gets less than this part of an equal share: how should it show that it has recovered?
 _LEAST = 1.0 / 16.0
-# So long after two threads were seen on one CPU they may still be there.
-_CROWDED_NS = 10_000_000
 
 
 class Team(NamedTuple):
@@ -60,25 +59,9 @@ def meet(team: Team) -> None:
     if team.n_threads == 1:
         return
     since_ns = now_ns()
-    look_around(team, since_ns)
+    look_around(team.sync, team.tid, team.n_threads, since_ns)
     wait(team.sync, team.n_threads)
     team.sync[_of_thread(team.tid) + WAITED] += now_ns() - since_ns
-
-
-@inner
-def look_around(team: Team, time_ns: int) -> None:
-    """Note where this thread runs, and if another one was last seen there.
-
-    Where other processes take a CPU, the system may have two of ours take turns on one: whoever
-    watches there keeps away the very thread that it waits for.
-    """
-    place = this_cpu() + 1
-    if place <= 0:  # the system does not tell
-        return
-    team.sync[_of_thread(team.tid) + PLACE] = place
-    for tid in range(team.n_threads):
-        if tid != team.tid and team.sync[_of_thread(tid) + PLACE] == place:
-            team.sync[CROWDED] = time_ns + _CROWDED_NS
 
 
 @inner

@@ -3,10 +3,9 @@
 `sync` is laid out in `sync_words`. The last thread to arrive starts the next generation. The others
 watch for half a millisecond, then sleep on a futex, which frees the CPU for whoever is late. No
 sooner: a thread that sleeps comes back late, by 50 us on a virtual machine, and all others wait for
-it at the next barrier. Where a competing process takes the CPU at once and keeps it for its time
-slice, each short sleep costs milliseconds, for all threads: when two were woken over 1 ms late,
-not long apart, everybody watches for 2 ms for a while (docs/decisions.md). With JIT off there
-is one thread and a barrier is nothing.
+it at the next barrier. Nor later: who is late may be waiting for the rest of another process's time
+slice, and threads that sleep meanwhile get their CPUs back together (docs/decisions.md). With JIT
+off there is one thread and a barrier is nothing.
 """
 
 import platform
@@ -21,7 +20,7 @@ from kernels import emit
 from kernels.clock import now_ns
 from kernels.jit import inner
 from kernels.lowering import cgutils, element_address, operation
-from kernels.sync_words import ABORT, ARRIVED, ASLEEP, CROWDED, GENERATION, LATENESS, LINE
+from kernels.sync_words import ABORT, ARRIVED, ASLEEP, CROWDED, GENERATION, LINE
 from kernels.target import has
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "atomic_load",
     "atomic_store",
     "change",
-    "this_cpu",
     "wait",
     "wait_while",
     "watch",
@@ -41,23 +39,14 @@ __all__ = [
 
 I64Array = npt.NDArray[np.int64]
 
-# How long threads watch: where they cannot all run at once, otherwise, and while LATENESS is high.
-BRIEFLY_NS, WATCH_NS, PATIENTLY_NS = 15_000, 500_000, 2_000_000
+# How long threads watch: where they cannot all run at once, and otherwise.
+BRIEFLY_NS, WATCH_NS = 15_000, 500_000
 # Looks before the clock is asked again. x86's pause takes 12 to 50 ns, by model.
 _LOOKS = 32 if platform.machine() in ("x86_64", "AMD64") else 256
-# What being woken that late adds to LATENESS, which each barrier lowers by 1; threads are patient
-# above _TWO_LATE, nothing is added above _MOST_LATE.
-_LATE_NS = 1_000_000
-_LATE, _TWO_LATE, _MOST_LATE = 150, 220, 600
 # Whoever sleeps looks again after this time: an abort does not wake it.
 _SLEEP_NS = 5_000_000
 _FUTEX_CALL = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), -1)
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # of one process only
-
-
-def this_cpu() -> int:
-    """Return the number of the CPU that this thread runs on; 0 with JIT off."""
-    return 0
 
 
 def atomic_add(words: I64Array, i: int, value: int) -> int:
@@ -115,14 +104,6 @@ def _call_libc(builder: Any, name: str, *args: Any) -> None:
     builder.call(function, args)
 
 
-@operation(this_cpu, types.int64)
-def _this_cpu(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    ftype = ir.FunctionType(ir.IntType(32), [])
-    name = "sched_getcpu"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
-    return builder.sext(builder.call(function, []), ir.IntType(64))
-
-
 def _futex(builder: Any, address: Any, what: int, value: Any, limit: Any) -> None:
     """Call futex, or yield the CPU on a machine whose number of that call we do not know."""
     if _FUTEX_CALL < 0:
@@ -168,8 +149,6 @@ def wait(sync: I64Array, n_threads: int) -> None:
     generation = atomic_load(sync, GENERATION)
     if atomic_add(sync, ARRIVED, 1) == n_threads - 1:
         atomic_store(sync, ARRIVED, 0)
-        if atomic_load(sync, LATENESS) > 0:
-            atomic_add(sync, LATENESS, -1)
         change(sync, GENERATION, 1)
         return
     wait_while(sync, GENERATION, generation, True)
@@ -177,8 +156,7 @@ def wait(sync: I64Array, n_threads: int) -> None:
 
 @inner
 def change(sync: I64Array, i: int, by: int) -> None:
-    """Add to sync[i] as one step, note the time in sync[i + 1], and wake whoever sleeps there."""
-    sync[i + 1] = now_ns()
+    """Add to sync[i] as one step, and wake whoever sleeps there."""
     atomic_add(sync, i, by)
     # A thread that goes to sleep counts itself before it looks at the word for the last time.
     if atomic_load(sync, ASLEEP) > 0:
@@ -204,16 +182,10 @@ def watch(sync: I64Array, i: int, value: int, limit_ns: int) -> bool:
 @inner
 def wait_while(sync: I64Array, i: int, value: int, heeds_abort: bool) -> None:
     """Return once sync[i] is something else than value, or, if that is heeded, at an abort."""
-    lateness = atomic_load(sync, LATENESS)
-    is_crowded = lateness < 0 or now_ns() < sync[CROWDED]
-    limit_ns = BRIEFLY_NS if is_crowded else WATCH_NS
-    if not is_crowded and lateness > _TWO_LATE:
-        limit_ns = PATIENTLY_NS
+    limit_ns = BRIEFLY_NS if now_ns() < sync[CROWDED] else WATCH_NS
     if watch(sync, i, value, limit_ns) and (heeds_abort or atomic_load(sync, i) != value):
         return
     atomic_add(sync, ASLEEP, 1)
     while atomic_load(sync, i) == value and not (heeds_abort and atomic_load(sync, ABORT) != 0):
         sleep_while(sync, i, value)
     atomic_add(sync, ASLEEP, -1)
-    if now_ns() - sync[i + 1] > _LATE_NS and atomic_load(sync, LATENESS) < _MOST_LATE:
-        atomic_add(sync, LATENESS, _LATE)

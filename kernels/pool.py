@@ -5,6 +5,8 @@ once (`run`), or for one that keeps them in compiled code over many jobs (`attac
 The only part of `kernels` that may use threads.
 """
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,20 @@ from typing import Any
 from kernels.entries import count_up, dismiss
 from kernels.errors import InputError
 from kernels.mode import JIT_DISABLED
-from kernels.sync_words import ABORT, DONE, JOB, LATENESS, NEVER_PATIENT, SEEN, new_sync
+from kernels.slices import ask_for_short_slices
+from kernels.sync_words import (
+    ABORT,
+    ALLOWED,
+    ALWAYS,
+    CROWDED,
+    DONE,
+    JOB,
+    MASK_WORDS,
+    MOVED,
+    SEEN,
+    THREADS,
+    new_sync,
+)
 
 __all__ = ["Pool"]
 
@@ -45,7 +60,7 @@ class Pool:
             self.sync[DONE] = 0
         if n_cores is not None and n_threads > n_cores:
             # They take turns on the cores: whoever watches keeps another one from its work.
-            self.sync[LATENESS] = NEVER_PATIENT
+            self.sync[CROWDED] = ALWAYS
         self._job: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
         self._attached: tuple[Any, ...] | None = None
         self._failure: BaseException | None = None
@@ -93,6 +108,7 @@ class Pool:
         if self.n_threads == 1 or self._is_attached(function, args):
             return
         self.detach()
+        ask_for_short_slices()
         self.sync[SEEN] = self.sync[JOB]
         self._start((function, args))
         self._attached = (function, *args)
@@ -148,9 +164,15 @@ class Pool:
             self._back.acquire()
         self._job = None
         self.sync[:JOB] = 0
+        if self.sync[THREADS + MOVED] != 0:  # the caller moved in a job that it did not end
+            self.sync[THREADS + MOVED] = 0
+            first = THREADS + ALLOWED
+            mask = int.from_bytes(self.sync[first : first + MASK_WORDS].tobytes(), sys.byteorder)
+            os.sched_setaffinity(0, {cpu for cpu in range(64 * MASK_WORDS) if mask >> cpu & 1})
 
     def _work(self, tid: int) -> None:
         """Run jobs until one is None."""
+        ask_for_short_slices()
         while True:
             self._wake[tid].acquire()
             if self._job is None:

@@ -1,16 +1,17 @@
 """The words by which the threads of a pool find each other: one on each line of 64 bytes.
 
 arrivals, generation, abort,      of `barrier`; abort: a thread failed, nobody waits any more
-asleep                            how many threads sleep at some word. Behind generation and done:
-                                  when they changed, by `clock`
+asleep                            how many threads sleep at some word
 done, job, seen                   of `team`: finished workers, the number of the job, what
 workers have seen of it when they enter
 what the job is, 8 words          `LEAVE`, or anything else, in the first of them
-started, lateness                 when the job did, by `clock`; of `barrier`: above 0 for a while
-after threads were woken late. Behind it: until when threads are taken to share a CPU
+started, crowded                  when the job did, and until when threads are taken to share a
+                                  CPU, by `clock`
 parked, rested; semaphore,        three lines for each thread; rested: nanoseconds between its last
-passed; first, stop, waited,      two jobs; passed: of `relay`; the third line is of `balance`;
-place                             place: the CPU that it was last seen on, + 1
+passed; first, stop, waited,      two jobs; passed: of `relay`; the third line is of `balance`.
+place, moved; allowed, alone      place: the CPU that it was last seen on, + 1; moved: when it got
+                                  away from another one, by `clock`, or 0; then sets of CPUs, two
+                                  lines each: those it may use, and the one that it moved to
 """
 
 import numpy as np
@@ -21,6 +22,9 @@ from kernels.entries import init_semaphores
 
 __all__ = [
     "ABORT",
+    "ALLOWED",
+    "ALONE",
+    "ALWAYS",
     "ARRIVED",
     "ASLEEP",
     "CROWDED",
@@ -29,10 +33,10 @@ __all__ = [
     "GENERATION",
     "JOB",
     "JOB_WORDS",
-    "LATENESS",
     "LEAVE",
     "LINE",
-    "NEVER_PATIENT",
+    "MASK_WORDS",
+    "MOVED",
     "PARKED",
     "PASSED",
     "PLACE",
@@ -53,17 +57,18 @@ I64Array = npt.NDArray[np.int64]
 
 LINE = 8  # int64 words of a cache line
 ARRIVED, GENERATION, ABORT, ASLEEP = (i * LINE for i in range(4))
-DONE, JOB, SEEN, JOB_WORDS, STARTED, LATENESS, THREADS = (i * LINE for i in range(4, 11))
+DONE, JOB, SEEN, JOB_WORDS, STARTED, CROWDED, THREADS = (i * LINE for i in range(4, 11))
 LEAVE = -1
 # The first word of thread t is THREADS + THREAD_WORDS * t; from there on:
 PARKED, SEMAPHORE, FIRST = (i * LINE for i in range(3))
-THREAD_WORDS = 3 * LINE
-STOP, WAITED, PLACE = FIRST + 1, FIRST + 2, FIRST + 3
-CROWDED = LATENESS + 1
-# Of `relay`, behind the semaphore; the time is behind it.
+MASK_WORDS = 2 * LINE  # 1024 CPUs
+ALLOWED, ALONE = 3 * LINE, 3 * LINE + MASK_WORDS
+THREAD_WORDS = ALONE + MASK_WORDS
+STOP, WAITED, PLACE, MOVED = (FIRST + i for i in range(1, 5))
+# Of `relay`, behind the semaphore.
 PASSED = SEMAPHORE + LINE // 2
 RESTED = PARKED + 1
-NEVER_PATIENT = -(1 << 40)  # lateness that no late waking makes good
+ALWAYS = 1 << 62  # for crowded: threads outnumber the cores
 WHOLE = 1 << 20  # what first and stop are parts of
 
 

@@ -29,12 +29,12 @@ from kernels.barrier import (
 from kernels.clock import now_ns
 from kernels.jit import inner, kernel
 from kernels.lowering import element_address, operation
+from kernels.places import may_go_anywhere
 from kernels.sync_words import (
     CROWDED,
     DONE,
     JOB,
     JOB_WORDS,
-    LATENESS,
     LEAVE,
     PARKED,
     RESTED,
@@ -139,7 +139,7 @@ def next_job(sync: I64Array, tid: int, seen: int) -> None:
     at = THREADS + THREAD_WORDS * tid
     since_ns = now_ns()
     # Jobs that followed each other soon will do so again; a thread that sleeps comes back late.
-    is_soon = sync[at + RESTED] < WATCH_NS and sync[LATENESS] >= 0 and since_ns >= sync[CROWDED]
+    is_soon = sync[at + RESTED] < WATCH_NS and since_ns >= sync[CROWDED]
     came = watch(sync, JOB, seen, WATCH_NS if is_soon else BRIEFLY_NS)
     if not came or atomic_load(sync, JOB) == seen:  # an abort is no job
         _park(sync, at, seen)
@@ -183,6 +183,7 @@ def end_job(sync: I64Array, n_threads: int) -> None:
     wait_count(sync, DONE, n_threads - 1)
     atomic_store(sync, DONE, 0)
     if n_threads > 1:
+        may_go_anywhere(sync, 0)  # the caller's thread has other things to do
         rebalance(sync, n_threads, now_ns() - sync[STARTED])
 
 

@@ -1,23 +1,19 @@
 """Shares of threads: whole, without gaps, and after a while as unequal as the cores are."""
 
 import itertools
-import os
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kernels.balance import Team, look_around, meet, rebalance, share_of
-from kernels.barrier import atomic_load, wait
+from kernels.balance import Team, meet, rebalance, share_of
+from kernels.barrier import atomic_load
 from kernels.clock import now_ns
 from kernels.jit import JIT_DISABLED, kernel
 from kernels.pool import Pool
 from kernels.sync_words import (
     ARRIVED,
-    CROWDED,
     FIRST,
-    LATENESS,
-    PLACE,
     STARTED,
     STOP,
     THREAD_WORDS,
@@ -99,53 +95,6 @@ def test_one_late_thread_moves_little() -> None:
     sync = new_sync(2)
     work(sync, [1.0, 0.01])
     np.testing.assert_allclose(work(sync, [1.0, 1.0]), 0.5, atol=0.03)
-
-
-@kernel
-def barriers(tid: int, n_threads: int, sync: I64Array, n: int) -> None:
-    for _ in range(n):
-        wait(sync, n_threads)
-
-
-def test_each_barrier_makes_threads_less_patient() -> None:
-    pool = Pool(2)
-    pool.sync[LATENESS] = 600
-    pool.run(barriers, 70)
-    assert (pool.sync[LATENESS] - (600 - 70)) % 150 == 0  # 150 more for each waking that was late
-    pool.close()
-
-
-def test_threads_that_outnumber_the_cores_are_never_patient() -> None:
-    pool = Pool(3, n_cores=2)
-    pool.run(barriers, 300)
-    assert pool.sync[LATENESS] < -(1 << 39)
-    pool.close()
-
-
-@kernel
-def look(sync: I64Array, tid: int, n_threads: int, time_ns: int) -> None:
-    look_around(Team(tid, n_threads, sync), time_ns)
-
-
-def test_threads_that_were_seen_on_one_cpu_are_crowded_for_a_while() -> None:
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        sync = new_sync(3)
-        look(sync, 0, 3, 1_000)
-        assert sync[CROWDED] == 0  # nobody else has been seen anywhere
-        sync[THREADS + THREAD_WORDS + PLACE] = max(cores) + 2
-        look(sync, 2, 3, 2_000)
-        assert 2_000 < sync[CROWDED] < 100_000_000  # 0 and 2
-        sync[CROWDED] = 0
-        look(sync, 1, 3, 3_000)
-        assert sync[CROWDED] > 3_000
-    finally:
-        os.sched_setaffinity(0, cores)
-    alone = new_sync(2)
-    alone[THREADS + THREAD_WORDS + PLACE] = max(cores) + 2
-    look(alone, 0, 2, 1_000)
-    assert alone[CROWDED] == 0
 
 
 @kernel
