@@ -14,6 +14,7 @@ has the tiles, `quantise` the rows, `simd_tile` what one step does.
 
 from typing import Any, NamedTuple
 
+import numpy.typing as npt
 from numba import types
 from numba.extending import overload
 
@@ -22,11 +23,11 @@ from kernels.formats import BLOCK_FLOATS
 from kernels.jit import inner, merged
 from kernels.matmul import multiply
 from kernels.quantise import quantises
-from kernels.simd_tile import add_adjoining, add_tiles, ask_for, n_tiles_for, no_totals
+from kernels.simd_tile import add_adjoining, add_tiles, n_tiles_for, no_totals
 from kernels.simd_totals import add_totals, keep_totals, kept_totals
 from kernels.spans import Matrix, Rows, Span
 
-__all__ = ["Matrix", "ask_for_streams", "matvec"]
+__all__ = ["Matrix", "matvec", "stream_step"]
 
 
 class Walk(NamedTuple):
@@ -36,11 +37,13 @@ class Walk(NamedTuple):
         apart: row tiles from one tile of a step to the next one.
         end: element where the first of them ends to read on; for others see `add_tiles`.
         following: element that it reads then.
+        following_step: from there to where the second one reads on, and so on.
     """
 
     apart: int
     end: int
     following: int
+    following_step: int
 
 
 MANY_ROWS = 8  # of one step, as many as registers hold
@@ -60,10 +63,10 @@ def matvec(
     weights; `kept` is this thread's scratch while several do, see `formats.kept_floats`.
     """
     t = first_tile
-    if n_rows == 1 and _adjoins(m):
+    if n_rows == 1 and _adjoins(m.w, m.k_tiles):
         n_whole = min(m.n_out // 8, stop_tile)
         end = m.first + stop_tile * m.tile_size
-        walk = Walk(1, end, end if m.following < 0 else m.following)
+        walk = Walk(1, end, end if m.following < 0 else m.following, 0)
         while t + n_tiles_for(m.w, 1, 1) <= n_whole:
             _step(m, t, stop_tile, 0, 1, walk, x, out, 0, 1, kept, 1, 1)
             t += n_tiles_for(m.w, 1, 1)
@@ -75,37 +78,37 @@ def matvec(
 
 
 @inner
-def ask_for_streams(m: Matrix, first_tile: int, stop_tile: int) -> None:
-    """Have the places fetched at which `matvec` of one row will begin, but for the first one.
+def stream_step(w: npt.NDArray[Any], tile_size: int, k_tiles: int, n_tiles: int) -> int:
+    """Return the elements from where one stream begins to the next one, for one row.
 
-    That one lies behind what was read before, which asks for it.
+    Of a call with n_tiles row tiles of k_tiles tiles; 0 if there is one stream.
     """
-    if not _adjoins(m):
-        apart = _apart(m, first_tile, stop_tile)
-        for stream in range(1, n_tiles_for(m.w, 1, 0)):
-            tile = first_tile + stream * apart
-            ask_for(m.w, m.first + tile * m.k_tiles * m.tile_size)
+    if _adjoins(w, k_tiles):
+        return 0
+    return _apart(w, n_tiles) * k_tiles * tile_size
 
 
 @inner
-def _adjoins(m: Matrix) -> bool:
+def _adjoins(w: npt.NDArray[Any], k_tiles: int) -> bool:
     """Tell whether steps of one row take tiles that lie side by side, as many as pay."""
-    return m.k_tiles == 1 and n_tiles_for(m.w, 1, 1) > n_tiles_for(m.w, 1, 0)
+    return k_tiles == 1 and n_tiles_for(w, 1, 1) > n_tiles_for(w, 1, 0)
 
 
 @inner
-def _apart(m: Matrix, first_tile: int, stop_tile: int) -> int:
-    """Return how many row tiles each stream has, the last one perhaps fewer."""
-    n_streams = n_tiles_for(m.w, 1, 0)
-    return (stop_tile - first_tile + n_streams - 1) // n_streams
+def _apart(w: npt.NDArray[Any], n_tiles: int) -> int:
+    """Return how many of n_tiles row tiles each stream has, the last one perhaps fewer."""
+    n_streams = n_tiles_for(w, 1, 0)
+    return (n_tiles + n_streams - 1) // n_streams
 
 
 @merged
 def _in_streams(m: Matrix, first_tile: int, stop_tile: int, x: Rows, out: Rows, kept: Span) -> None:
     """Do it for one row: each tile of a step comes from a part of its own, read from end to end."""
-    apart = _apart(m, first_tile, stop_tile)
+    apart = _apart(m.w, stop_tile - first_tile)
     end = m.first + (first_tile + apart) * m.k_tiles * m.tile_size
-    walk = Walk(apart, end, end if m.following < 0 else m.following)
+    walk = Walk(apart, end, end, apart * m.k_tiles * m.tile_size)
+    if m.following >= 0:
+        walk = Walk(apart, end, m.following, m.following_step)
     for t in range(first_tile, first_tile + apart):
         _step(m, t, stop_tile, 0, m.k_tiles, walk, x, out, 0, 1, kept, 1, 0)
 
@@ -148,7 +151,7 @@ def _in_blocks(
         following = m.first + (t + n_tiles) * tile_step
         if t + n_tiles >= stop_tile and m.following >= 0:
             following = m.following
-        walk = Walk(1, m.first + (t + 1) * tile_step, following)
+        walk = Walk(1, m.first + (t + 1) * tile_step, following, tile_step)
         for k in range(0, m.k_tiles, block):
             stop_k = min(k + block, m.k_tiles)
             for row in range(0, n_rows, MANY_ROWS):
@@ -182,7 +185,7 @@ def _step(
         for _ in range(k, stop_k):
             totals = add_tiles(
                 totals, m.w, tile, walk.apart * tile_step, n_tiles_there, x.values, at, x.stride,
-                n_there, walk.end, walk.following, row == 0,
+                n_there, walk.end, walk.following, walk.following_step, row == 0,
             )  # fmt: skip
             tile += m.tile_size
             at += skip

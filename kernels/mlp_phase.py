@@ -18,7 +18,7 @@ from kernels.barrier import wait
 from kernels.formats import BLOCK_FLOATS, LEAST_SUMS
 from kernels.jit import merged
 from kernels.layout import COLUMNS_PER_ATOM, TILE_ROWS
-from kernels.matvec import ask_for_streams, matvec
+from kernels.matvec import matvec, stream_step
 from kernels.member import Member, add_rows, kept, norm_rows, preset, quantise_rows
 from kernels.mlp import gate_up
 from kernels.quantise import quantise, quantises
@@ -136,19 +136,18 @@ def _add_atoms(
     if begin % columns.part == 0:
         preset(total, n_rows, start, stop, m, -1)
     tile, end_tile = start // TILE_ROWS, (stop + TILE_ROWS - 1) // TILE_ROWS
+    size = t[at.TILE_SIZE]
+    step = stream_step(m.w, size, 1, end_tile - tile)
+    if columns.by_atoms:  # the next atom's gate and up follow, else its down
+        step = stream_step(m.w, size, t[at.K_TILES], 2 * _PAIRS)
     for c in range(begin, end):
         at_atom = t[at.COLUMNS] + columns.first + c
         following = t[at_atom + 1] if c + 1 < columns.n_atoms else -1
-        if following >= 0 and not columns.by_atoms:
-            following += t[at.DOWN_SKIP] + tile * t[at.TILE_SIZE]
-        first = t[at_atom] + t[at.DOWN_SKIP]
-        down = Matrix(m.w, first, t[at.TILE_SIZE], 1, t[at.HIDDEN], following)
         if columns.by_atoms:
-            ask_for_streams(down, tile, end_tile)
             _activate_whole(team, m, columns, c, n_rows, h)
-            if following >= 0:
-                pair, end_pair = share(_PAIRS, 0, 1)
-                ask_for_streams(_gate_up_of(m, following, -1), 2 * pair, 2 * end_pair)
+        elif following >= 0:
+            following += t[at.DOWN_SKIP] + tile * size
+        down = Matrix(m.w, t[at_atom] + t[at.DOWN_SKIP], size, 1, t[at.HIDDEN], following, step)
         matvec(down, tile, end_tile, _activations(m, c), total, n_rows, kept(team, m))
 
 
@@ -157,19 +156,13 @@ def _activate_whole(team: Team, m: Member, columns: Columns, c: int, n_rows: int
     """Write all activations of one column atom for the only row, quantised if the weights ask."""
     t = m.table
     down = t[t[at.COLUMNS] + columns.first + c] + t[at.DOWN_SKIP]
+    step = stream_step(m.w, t[at.TILE_SIZE], 1, (t[at.HIDDEN] + TILE_ROWS - 1) // TILE_ROWS)
     # All pairs; numbers that numba knows, as 1 for n_rows, would have all of it compiled once more.
     pair, end_pair = share(_PAIRS, 0, 1)
-    _activate_atom(team, m, columns.first, c, pair, end_pair, n_rows, h, down)
+    _activate_atom(team, m, columns.first, c, pair, end_pair, n_rows, h, down, step)
     if quantises(m.w):
         act = Span(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM)
         quantise(act, 1, Span(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS))
-
-
-@merged
-def _gate_up_of(m: Member, first: int, following: int) -> Matrix:
-    """Return the gate_up matrix that begins at an element of w, and what is read behind it."""
-    t = m.table
-    return Matrix(m.w, first, t[at.TILE_SIZE], t[at.K_TILES], 2 * COLUMNS_PER_ATOM, following)
 
 
 @merged
@@ -190,18 +183,20 @@ def _activate(team: Team, m: Member, first: int, n_atoms: int, n_rows: int, h: R
         pair, end = max(start - c * _PAIRS, 0), min(stop - c * _PAIRS, _PAIRS)
         if pair < end:
             following = t[t[at.COLUMNS] + first + c + 1] if c + 1 < n_atoms else -1
-            _activate_atom(team, m, first, c, pair, end, n_rows, h, following)
+            step = stream_step(m.w, t[at.TILE_SIZE], t[at.K_TILES], 2 * _PAIRS)
+            _activate_atom(team, m, first, c, pair, end, n_rows, h, following, step)
 
 
 @merged
 def _activate_atom(
     team: Team, m: Member, first: int, c: int, pair: int, end: int, n_rows: int, h: Rows,
-    following: int,
+    following: int, following_step: int,
 ) -> None:  # fmt: skip
     """Write activations 8 * pair .. 8 * end - 1 of one column atom for every row."""
     t = m.table
     buffer = Rows(m.scratch, t[at.GATE_UP] + team.tid * t[at.GATE_UP_STRIDE], 2 * COLUMNS_PER_ATOM)
-    matrix = _gate_up_of(m, t[t[at.COLUMNS] + first + c], following)
+    w, n_out = t[t[at.COLUMNS] + first + c], 2 * COLUMNS_PER_ATOM
+    matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following, following_step)
     act = Rows(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM, t[at.ACT_STRIDE])
     gate_up(matrix, pair, end, h, act, buffer, n_rows, kept(team, m))
 

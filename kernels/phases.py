@@ -22,7 +22,7 @@ from kernels.barrier import wait
 from kernels.formats import ATTENTION, BLOCK_FLOATS, LOGITS, MLP, MOST_HEADS, RESIDUAL
 from kernels.jit import kernel, merged
 from kernels.layout import TILE_K, TILE_ROWS, VOCAB_ROWS_PER_ATOM
-from kernels.matvec import matvec
+from kernels.matvec import matvec, stream_step
 from kernels.member import Member, add_rows, kept, norm_rows, preset, quantise_rows
 from kernels.mlp_phase import run_mlp
 from kernels.native import floats_at
@@ -154,7 +154,9 @@ def _project_qkv(
             preset(target, n_rows, tile * TILE_ROWS, min(end_tile * TILE_ROWS, n_out), m, bias)
             w = t[t[at.GROUPS] + first + g]
             following = t[t[at.GROUPS] + first + g + 1] if g + 1 < n_groups else -1
-            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following)
+            more = min(stop - (g + 1) * n_tiles, n_tiles)
+            step = stream_step(m.w, t[at.TILE_SIZE], t[at.K_TILES], more)
+            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following, step)
             matvec(matrix, tile, end_tile, h, target, n_rows, kept(team, m))
 
 
@@ -217,6 +219,7 @@ def _project_out(
     hidden, n_blocks = t[at.HIDDEN], t[at.O_K_TILES]
     size = t[at.O_K_TILES] * t[at.TILE_SIZE]
     preset(out, n_rows, start * TILE_ROWS, min(stop * TILE_ROWS, hidden), m, -1)
+    step = stream_step(m.w, t[at.TILE_SIZE], n_blocks, stop - start)
     for g in range(n_groups):
         w = t[t[at.GROUPS] + first + g] + t[at.O_SKIP]
         if quantises(m.w):
@@ -227,7 +230,7 @@ def _project_out(
         following = -1
         if g + 1 < n_groups:
             following = t[t[at.GROUPS] + first + g + 1] + t[at.O_SKIP] + start * size
-        matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.O_K_TILES], hidden, following)
+        matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.O_K_TILES], hidden, following, step)
         matvec(matrix, start, stop, mixed, out, n_rows, keep)
 
 
@@ -249,7 +252,10 @@ def _logits(team: Team, m: Member, n_rows: int, x: Rows, out: Rows) -> None:
             preset(target, n_rows, tile * TILE_ROWS, min(end * TILE_ROWS, n_out), m, -1)
             w = t[t[at.VOCAB] + v]
             following = t[t[at.VOCAB] + v + 1] if v + 1 < t[at.N_VOCAB] else -1
-            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following)
+            step = stream_step(
+                m.w, t[at.TILE_SIZE], t[at.K_TILES], min(stop - (v + 1) * whole, whole)
+            )
+            matrix = Matrix(m.w, w, t[at.TILE_SIZE], t[at.K_TILES], n_out, following, step)
             matvec(matrix, tile, end, h, target, n_rows, kept(team, m))
         skip += int(n_out)
     meet(team)

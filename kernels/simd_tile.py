@@ -34,7 +34,6 @@ __all__ = [
     "add_adjoining",
     "add_columns",
     "add_tiles",
-    "ask_for",
     "clamped",
     "n_tiles_for",
     "no_totals",
@@ -79,6 +78,7 @@ def add_tiles(
     n_rows: int,
     end: int,
     following: int,
+    following_step: int,
     asks: bool,
 ) -> Totals:
     """Return totals + the products of tiles w[tile], w[tile + tile_step], .. with the rows.
@@ -86,8 +86,9 @@ def add_tiles(
     Row r starts at x[i + r * row_step]: 32 float32 values, or BLOCK_FLOATS elements of a quantised
     block if the dtype asks for it. Only n_tiles tiles and n_rows rows are there; the last one
     of each stands in for those behind it. If `asks`, memory some way ahead of the tiles is asked
-    for: as if w[following] came right behind w[end - 1] for the first one, and for the others
-    whatever lies as far from them.
+    for. They are streams: the first one reads on at w[following] after w[end - 1], each other one
+    has its end as far behind its tile as the first one, and reads on following_step elements
+    behind where the one before it does.
     """
     result = totals.copy()
     is_int8 = w.dtype.name in INT8
@@ -111,11 +112,7 @@ def add_adjoining(
 ) -> Totals:
     """Do what `add_tiles` does for one row and tiles that are all there, one behind the other."""
     step, n = TILE_BYTES[w.dtype.name] // w.itemsize, totals.shape[0]
-    return add_tiles(totals, w, tile, step, n, x, i, 0, 1, end, following, True)
-
-
-def ask_for(w: AnyArray, i: int) -> None:
-    """Have as much memory as steps ask for ahead fetched from w[i] on, wherever that is."""
+    return add_tiles(totals, w, tile, step, n, x, i, 0, 1, end, following, step, True)
 
 
 def add_columns(
@@ -233,7 +230,7 @@ def clamped(builder: Any, j: int, n: Any) -> Any:
 @operation(
     add_tiles, same_totals, TotalsType, types.Array, types.Integer, types.Integer, types.Integer,
     types.Array, types.Integer, types.Integer, types.Integer, types.Integer, types.Integer,
-    types.Boolean,
+    types.Integer, types.Boolean,
 )  # fmt: skip
 def _add_tiles(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     totals, w, tile, tile_step, n_tiles, x, i, row_step, n_rows = args[:9]
@@ -243,10 +240,13 @@ def _add_tiles(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.add(tile, builder.mul(tile_step, clamped(builder, a, n_tiles)))
         for a in range(shape.n_tiles)
     ]
-    with builder.if_then(args[11]):
-        skip = _skip_ahead(builder, w_type, tile, *args[9:11])
-        for at in places:
-            _fetch(context, builder, w_type, w, builder.add(at, skip), n_bytes)
+    end, following, following_step, asks = args[9:]
+    with builder.if_then(asks):
+        is_inside, skip = _skip_ahead(builder, w_type, tile, end, following)
+        for a, at in enumerate(places):
+            beyond = builder.add(tile, builder.mul(following_step, tile.type(a)))
+            at = builder.add(builder.select(is_inside, at, beyond), skip)
+            _fetch(context, builder, w_type, w, at, n_bytes)
     tiles = [element_address(context, builder, w_type, w, at, n_bytes) for at in places]
     rows = []
     for r in range(shape.n_rows):
@@ -263,7 +263,7 @@ def _add_adjoining(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     totals, w, tile, x, i, end, following = args
     shape, w_type = sig.args[:2]
     n_bytes, row_bytes = _sizes(w_type)
-    ahead = builder.add(tile, _skip_ahead(builder, w_type, tile, end, following))
+    ahead = builder.add(tile, _skip_ahead(builder, w_type, tile, end, following)[1])
     _fetch(context, builder, w_type, w, ahead, n_bytes * shape.n_tiles)
     skip = n_bytes * 8 // w_type.dtype.bitwidth
     places = [builder.add(tile, tile.type(a * skip)) for a in range(shape.n_tiles)]
@@ -283,18 +283,15 @@ def _sizes(w_type: Any) -> tuple[int, int]:
     return TILE_BYTES[dtype], 4 * (BLOCK_FLOATS if dtype in INT8 else 32)
 
 
-@operation(ask_for, types.none, types.Array, types.Integer)
-def _ask_for(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    _fetch(context, builder, sig.args[0], args[0], args[1], AHEAD_BYTES)
-    return context.get_dummy_value()
+def _skip_ahead(builder: Any, w_type: Any, at: Any, end: Any, following: Any) -> tuple[Any, Any]:
+    """Return how many elements to look ahead of w[at], where w[following] follows w[end - 1].
 
-
-def _skip_ahead(builder: Any, w_type: Any, at: Any, end: Any, following: Any) -> Any:
-    """Return how many elements to look ahead of w[at], where w[following] follows w[end - 1]."""
+    The first value tells whether that is before the end.
+    """
     skip = at.type(8 * AHEAD_BYTES // w_type.dtype.bitwidth)
     inside = builder.icmp_signed("<", builder.add(at, skip), end)
     beyond = builder.add(builder.sub(following, end), skip)
-    return builder.select(inside, skip, beyond)
+    return inside, builder.select(inside, skip, beyond)
 
 
 def _with_products(

@@ -38,6 +38,7 @@ class Matrix(NamedTuple):
         n_out: real rows; the last row tile may hold fewer than 8.
         following: element that the thread reads next after its part of the matrix, for prefetch;
             negative: what lies behind it.
+        following_step: elements between the places where streams read on there, see `matvec`.
     """
 
     w: npt.NDArray[Any]
@@ -46,6 +47,7 @@ class Matrix(NamedTuple):
     k_tiles: int
     n_out: int
     following: int
+    following_step: int
 
 
 @merged

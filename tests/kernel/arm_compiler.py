@@ -147,7 +147,7 @@ def call_matvec() -> Any:
     from tests.kernel_models import callable_from_python
 
     out = Rows(np.zeros(8, np.float32), 0, 8)
-    matrix = Matrix(np.zeros(34, np.int64), 0, 34, 1, 8, -1)
+    matrix = Matrix(np.zeros(34, np.int64), 0, 34, 1, 8, -1, 0)
     callable_from_python(matvec)(matrix, 0, 1, out, out, 1, Span(out.values, 0))
     return matvec
 

@@ -134,7 +134,7 @@ def qkv_rows(model: PackedModel, how: Arithmetic, x: F32) -> F32:
         for row, blocks in zip(plain, padded, strict=True):
             callable_from_python(quantise)(Span(row, 0), k_tiles, Span(blocks, 0))
     first, tile_size = model.groups[0][0] // dtype.itemsize, TILE_BYTES[how.fmt] // dtype.itemsize
-    matrix = Matrix(model.store.view(dtype), first, tile_size, k_tiles, g.qkv_rows, -1)
+    matrix = Matrix(model.store.view(dtype), first, tile_size, k_tiles, g.qkv_rows, -1, 0)
     out = np.zeros((len(x), g.qkv_rows), np.float32)
     to = Rows(out.reshape(-1), 0, g.qkv_rows)
     source = Rows(padded.reshape(-1), 0, padded.shape[1])

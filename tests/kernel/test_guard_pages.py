@@ -81,7 +81,7 @@ def plain_matvec(m: Matrix, x: Rows, out: Rows, n_rows: int, block: int) -> None
             tile, at = m.first + t * m.k_tiles * m.tile_size, x.first + row * x.stride
             totals = np.zeros((1, 1, 8), np.float32)
             for _ in range(m.k_tiles):
-                totals = add_tiles(totals, m.w, tile, 0, 1, x.values, at, 0, 1, 0, 0, True)
+                totals = add_tiles(totals, m.w, tile, 0, 1, x.values, at, 0, 1, 0, 0, 0, True)
                 tile, at = tile + m.tile_size, at + block
             to = out.first + row * out.stride + 8 * t
             add_totals(out.values, to, out.stride, 8, totals, m.n_out - 8 * t, 1)
@@ -110,7 +110,7 @@ def test_matvec(
         x = blocks
     blob = pack_matrix(rng.standard_normal((n_out, n_k)).astype(np.float32), fmt)
     w = guarded(blob.view(weight_dtype(fmt, int8)), read_only=True)
-    matrix = Matrix(w, 0, TILE_BYTES[fmt] // w.itemsize, k_tiles, n_out, -1)
+    matrix = Matrix(w, 0, TILE_BYTES[fmt] // w.itemsize, k_tiles, n_out, -1, 0)
     rows = Rows(guarded(x), 0, x.shape[1])
     out, expected = guarded(np.ones((n_rows, n_out), np.float32)), np.ones((n_rows, n_out))
     expected = expected.astype(np.float32).reshape(-1)

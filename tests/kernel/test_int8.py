@@ -82,7 +82,7 @@ def test_products_are_exact_up_to_the_last_sums(fmt: WeightFormat, n_out: int, n
     blob = pack_matrix(rng.standard_normal((n_out, n_k)).astype(np.float32), fmt)
     dtype = np.dtype(weight_dtype(fmt, int8=True))
     w = np.concatenate([np.zeros(64, np.uint8), blob, np.zeros(-blob.size % 8, np.uint8)])
-    matrix = Matrix(w.view(dtype), 8, TILE_BYTES[fmt] // 8, k_tiles, n_out, -1)
+    matrix = Matrix(w.view(dtype), 8, TILE_BYTES[fmt] // 8, k_tiles, n_out, -1, 0)
     x = np.zeros((n_rows, 32 * k_tiles), np.float32)
     x[:, :n_k] = rng.standard_normal((n_rows, n_k))
     q = quantised(x)
@@ -113,9 +113,8 @@ def test_extreme_numbers_do_not_overflow(fmt: WeightFormat) -> None:
             w = np.full((8, n_k), sign_w, np.float32)
             x = np.full((1, n_k), sign_x, np.float32)
             blob = pack_matrix(w, fmt)
-            matrix = Matrix(
-                blob.view(weight_dtype(fmt, int8=True)), 0, TILE_BYTES[fmt] // 8, n_k // 32, 8, -1
-            )
+            weights = blob.view(weight_dtype(fmt, int8=True))
+            matrix = Matrix(weights, 0, TILE_BYTES[fmt] // 8, n_k // 32, 8, -1, 0)
             out, q = np.zeros(8, np.float32), quantised(x)
             run = callable_from_python(matvec)
             kept = Span(np.zeros(0, np.float32), 0)  # of a single row nothing is kept

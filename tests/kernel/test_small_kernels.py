@@ -111,7 +111,7 @@ def check_matvec(fmt: WeightFormat, n_out: int, n_k: int, n_rows: int) -> None:
     x[:, :n_k] = rng.standard_normal((n_rows, n_k))
     out = np.ones((n_rows, n_out + 5), np.float32)
     run = callable_from_python(matvec)
-    matrix = Matrix(w, 64 // w.itemsize, tile_size, k_tiles, n_out, -1)
+    matrix = Matrix(w, 64 // w.itemsize, tile_size, k_tiles, n_out, -1, 0)
     n_tiles = -(-n_out // 8)
     kept = Span(np.full(kept_floats(n_rows), np.nan, np.float32), 0)
     run(matrix, 0, n_tiles, _rows(x), Rows(out.reshape(-1), 5, n_out + 5), n_rows, kept)
