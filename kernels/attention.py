@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kernels.emit import ZMM
+from kernels.formats import MOST_HEADS
 from kernels.half import from_stored
 from kernels.jit import inner, merged
 from kernels.kv_rows import keep_row, multiply_scales
@@ -25,9 +27,10 @@ from kernels.simd_tile import add_columns
 from kernels.simd_totals import no_columns, store_totals
 from kernels.spans import F32Array, Rows, Span, row_of
 
-__all__ = ["Context", "KvPages", "append_kv", "attend"]
+__all__ = ["Context", "KvPages", "append_kv", "attend", "heads_together"]
 
 _LOWEST = np.float32(-3.0e38)
+_HEADS = MOST_HEADS if ZMM else 2  # as many as registers hold
 BLOCKS = 4  # of 8 positions or dimensions that one step takes
 
 
@@ -76,26 +79,53 @@ def append_kv(kv: KvPages, page: int, p: int, head_dim: int, key: Span, value: S
 
 
 @inner
+def heads_together(n_heads: int, n_groups: int, n_threads: int) -> int:
+    """Return how many heads of a group should read keys and values together.
+
+    Many, unless that leaves some thread more heads than pairs of them would.
+
+    Args:
+        n_heads: query heads of a group.
+        n_groups: groups, times rows.
+        n_threads: threads that share them.
+    """
+    most = 0
+    for heads in (2, _HEADS):
+        n_tasks = n_groups * ((n_heads + heads - 1) // heads)
+        of_one = (n_tasks + n_threads - 1) // n_threads * heads
+        if heads > 2 and of_one > most:
+            return 2
+        most = of_one
+    return _HEADS
+
+
+@inner
 def attend(
     kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
 ) -> None:
-    """Write the attention output (d,) of one row for one or two query heads of a group.
+    """Write the attention output (d,) of one row for up to four query heads of a group.
 
-    Two heads read keys and values together.
+    Four heads, or two, read keys and values together.
 
     Args:
         kv: pages whose positions 0 .. n - 1 of the context are written.
         context: whose keys and values are read, and how many.
         head_dim: d.
         q: the rotated queries (n_heads, d).
-        n_heads: 1 or 2.
+        n_heads: 1 to 4.
         scores: scratch (n_heads, n rounded up to 32, and one more), in rows of scores.stride.
         out: (n_heads, d), written.
     """
-    if n_heads == 1:
-        _attend(kv, context, head_dim, q, scores, out, 1)
-    else:
+    if n_heads == 4:
+        _attend(kv, context, head_dim, q, scores, out, 4)
+        return
+    if n_heads > 1:
         _attend(kv, context, head_dim, q, scores, out, 2)
+    if n_heads % 2 == 1:
+        last = n_heads - 1
+        q = Rows(q.values, q.first + last * q.stride, q.stride)
+        out = Rows(out.values, out.first + last * out.stride, out.stride)
+        _attend(kv, context, head_dim, q, scores, out, 1)
 
 
 @merged

@@ -34,7 +34,7 @@ BLOCK_FLOATS = 11
 PANEL_FLOATS = 4096
 KEPT_FLOATS = 64
 # Query heads that attend in one step; each has scores of its own.
-MOST_HEADS = 2
+MOST_HEADS = 4
 # Column atoms are added up in this many parts at least, where there are so many, and twice as many
 # at most; threads work on parts of their own.
 LEAST_SUMS = 16

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels import tables as at
-from kernels.attention import Context, KvPages, append_kv, attend
+from kernels.attention import Context, KvPages, append_kv, attend, heads_together
 from kernels.balance import Team, meet, share_of
 from kernels.barrier import wait
 from kernels.formats import ATTENTION, BLOCK_FLOATS, LOGITS, MLP, MOST_HEADS, RESIDUAL
@@ -193,19 +193,20 @@ def _attend_all(team: Team, m: Member, first: int, n_groups: int, n_rows: int, q
     padded = t[at.O_K_TILES] * TILE_K
     stride = t[at.SCORES_STRIDE]
     scores = Rows(m.scratch, t[at.SCORES] + team.tid * MOST_HEADS * stride, stride)
-    n_parts = (n_q + MOST_HEADS - 1) // MOST_HEADS
+    heads = heads_together(n_q, n_groups * n_rows, team.n_threads)
+    n_parts = (n_q + heads - 1) // heads
     # Neighbours, so that threads seldom read the same group; of its heads all rows one after the
     # other, so that no thread has long contexts only.
     first_task, stop_task = share_of(team, n_groups * n_parts * n_rows)
     for task in range(first_task, stop_task):
         row, part = task % n_rows, task // n_rows
-        g, head = part // n_parts, part % n_parts * MOST_HEADS
+        g, head = part // n_parts, part % n_parts * heads
         n = t[t[at.POSITIONS] + row] + 1
         context = Context(t[t[at.SLOTS] + row], first + g, n)
         q = row_of(qkv, row, g * t[at.QKV_ROWS] + head * d)
         to = row_of(mixed, row, g * padded + head * d)
         attend(
-            m.kv, context, d, Rows(q.values, q.first, d), min(MOST_HEADS, n_q - head), scores,
+            m.kv, context, d, Rows(q.values, q.first, d), min(heads, n_q - head), scores,
             Rows(to.values, to.first, d),
         )  # fmt: skip
 
