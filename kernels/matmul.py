@@ -50,8 +50,13 @@ def _add_block(
         totals = kept_totals(totals, kept.values, keep)
     at = x.first + row * x.stride + 32 * k
     n_inputs = 32 * (stop_k - k)
+    # One of the tiles that come next, by turns: their memory is asked for while there is time.
+    tile_step, turn = m.k_tiles * m.tile_size, row // PANEL_ROWS % PANEL_TILES
+    ahead = m.first + (t + turn) * tile_step + stop_k * m.tile_size
+    if stop_k == m.k_tiles:
+        ahead += (PANEL_TILES - 1) * tile_step
     totals = add_panel(
-        totals, kept.values, kept.first, n_inputs, x.values, at, x.stride, n_rows - row
+        totals, kept.values, kept.first, n_inputs, x.values, at, x.stride, n_rows - row, m.w, ahead
     )
     if stop_k < m.k_tiles:
         keep_totals(kept.values, keep, totals)

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 
 from kernels.emit import I64
-from kernels.lowering import element_address, operation
+from kernels.lowering import element_address, make_array, operation
 from kernels.simd import AnyArray, _end
 from kernels.simd_tile import clamped, tile_bytes, unpacked
 from kernels.simd_totals import Totals, TotalsType, same_totals
@@ -50,12 +50,13 @@ def unpack_tiles(
 
 def add_panel(
     totals: Totals, panel: AnyArray, p: int, n_inputs: int, x: AnyArray, i: int, row_step: int,
-    n_rows: int,
+    n_rows: int, w: AnyArray, ahead: int,
 ) -> Totals:  # fmt: skip
     """Return totals + the panel at panel[p] times n_inputs inputs of rows.
 
     Row r starts at x[i + r * row_step]. Only n_rows rows are there; the last one stands in for
-    those behind it.
+    those behind it. Meanwhile as many inputs of the tile at w[ahead], and of those behind it, are
+    asked for, wherever that is.
     """
     n = 8 * PANEL_TILES
     columns = panel[p : _end(panel, p, n * n_inputs)].reshape(n_inputs, PANEL_TILES, 8)
@@ -95,11 +96,11 @@ def _unpack_tiles(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 @operation(
     add_panel, same_totals, TotalsType, types.Array, types.Integer, types.Integer, types.Array,
-    types.Integer, types.Integer, types.Integer,
+    types.Integer, types.Integer, types.Integer, types.Array, types.Integer,
 )  # fmt: skip
 def _add_panel(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    totals, panel, p, n_inputs, x, i, row_step, n_rows = args
-    shape, panel_type, x_type = sig.args[0], sig.args[1], sig.args[4]
+    totals, panel, p, n_inputs, x, i, row_step, n_rows, w, ahead = args
+    shape, panel_type, x_type, w_type = (sig.args[j] for j in (0, 1, 4, 8))
     first = element_address(context, builder, panel_type, panel, p, 4)
     last = builder.sub(builder.mul(n_inputs, I64(8 * PANEL_TILES)), I64(1))
     element_address(context, builder, panel_type, panel, builder.add(p, last), 4)  # checked as well
@@ -109,5 +110,8 @@ def _add_panel(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         rows.append(element_address(context, builder, x_type, x, at, 4))
         end = builder.add(at, builder.sub(n_inputs, I64(1)))
         element_address(context, builder, x_type, x, end, 4)
+    more = builder.gep(make_array(w_type)(context, builder, w).data, [ahead])
+    step_bytes = I64(tile_bytes(w_type) // 32)
     old = shape.unpack(builder, totals)
-    return shape.pack(builder, panel_products(builder, first, n_inputs, rows, old))
+    new = panel_products(builder, first, n_inputs, rows, old, more, step_bytes)
+    return shape.pack(builder, new)

@@ -222,8 +222,9 @@ def unpack_columns(builder: Any, dtype: str, tiles: list[Any], panel: Any) -> No
 
 
 def panel_products(
-    builder: Any, panel: Any, n_inputs: Any, rows: list[Any], totals: list[Any]
-) -> list[Any]:
+    builder: Any, panel: Any, n_inputs: Any, rows: list[Any], totals: list[Any], ahead: Any,
+    ahead_bytes: Any,
+) -> list[Any]:  # fmt: skip
     """Return totals + the columns of a panel times inputs; pointers as for `column_products`."""
     vector = totals[0].type
     n_vectors = len(totals) // len(rows)
@@ -233,6 +234,7 @@ def panel_products(
         places = [builder.add(at, I64(4 * vector.count * j)) for j in range(n_vectors)]
         columns = [emit.load(builder, panel, vector, place) for place in places]
         skip = builder.mul(k, I64(4))
+        emit.prefetch(builder, ahead, builder.mul(k, ahead_bytes))
         return [(columns, [emit.load(builder, row, F32, skip) for row in rows])]
 
     return _add_in_loop(builder, n_inputs, totals, terms)
