@@ -46,7 +46,7 @@ class HotSocket:
         evicted: routes of members whose links were ended; on a link that one of them dials anew it
             is no member any more.
         n_dropped: frames that nobody waited for or that could not be read.
-        n_late: replies of plans that have ended.
+        n_late: replies of plans that have ended, or of members whose links were.
     """
 
     def __init__(

@@ -288,6 +288,20 @@ def test_a_link_that_ended_takes_nothing_and_keeps_nobody(rig: Rig) -> None:
         coming.exchange(frame(FrameType.STEP, epoch=NEXT), [Rank(0)], 10.0)
 
 
+def test_last_words_of_a_member_whose_link_was_ended_are_not_worth_a_line(rig: Rig) -> None:
+    rig.join(b"stays", b"leaver")
+    made_up = b"\0\1\2\3\4"  # libzmq renames a link whose route another one takes
+    header = Header(FrameType.PARTIAL, Wire.F32, EPOCH, RUN, Seq(1), rank=Rank(1))
+    assert not rig.link._sort_in(made_up, header, Seq(1), {})
+    assert (rig.socket.n_dropped, rig.socket.n_late) == (1, 0)
+    rig.socket.evict(b"leaver")
+    assert not rig.link._sort_in(made_up, header, Seq(1), {})
+    assert (rig.socket.n_dropped, rig.socket.n_late) == (1, 1)
+    header = header._replace(rank=Rank(0))  # the other one's is still its own
+    assert not rig.link._sort_in(made_up, header, Seq(1), {})
+    assert (rig.socket.n_dropped, rig.socket.n_late) == (2, 1)
+
+
 def test_a_plan_to_come_that_ends_leaves_the_one_in_force_alone(rig: Rig) -> None:
     (kept,) = rig.join(b"kept")
     coming = rig.expect(b"kept", b"new", epoch=NEXT)
