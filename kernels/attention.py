@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numba.extending import overload
 
 from kernels.emit import ZMM
 from kernels.formats import MOST_HEADS
@@ -116,8 +117,7 @@ def attend(
         scores: scratch (n_heads, n rounded up to 32, and one more), in rows of scores.stride.
         out: (n_heads, d), written.
     """
-    if n_heads == 4:
-        _attend(kv, context, head_dim, q, scores, out, 4)
+    if n_heads > 2 and _attend_four(kv, context, head_dim, q, n_heads, scores, out):
         return
     if n_heads > 1:
         _attend(kv, context, head_dim, q, scores, out, 2)
@@ -126,6 +126,29 @@ def attend(
         q = Rows(q.values, q.first + last * q.stride, q.stride)
         out = Rows(out.values, out.first + last * out.stride, out.stride)
         _attend(kv, context, head_dim, q, scores, out, 1)
+
+
+def _attend_four(
+    kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
+) -> bool:
+    """Do it for four heads, if there are as many and registers hold them."""
+    if n_heads == 4 == _HEADS:
+        _attend(kv, context, head_dim, q, scores, out, 4)
+    return n_heads == 4 == _HEADS
+
+
+@overload(_attend_four)
+def _compiled_attend_four(
+    kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
+) -> Any:
+    """Leave it out where it is never used: it takes seconds to compile."""
+    return _attend_four if _HEADS == 4 else _no_four
+
+
+def _no_four(
+    kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
+) -> bool:
+    return False
 
 
 @merged

@@ -3,8 +3,9 @@
 Where other processes take CPUs too, the system may have two of our threads take turns on one, for
 it wakes a thread near whoever woke it. One of them then watches at a barrier, and so keeps away the
 very thread that it waits for. So each thread notes where it runs; who meets another one there moves
-to a CPU where none was seen, and stays for a while. Where there is no such CPU everybody watches
-only briefly. With JIT off there is one thread, and nothing to do.
+to a CPU where none was seen, and stays for a while: a worker for a second, while there are jobs,
+the caller until the end of the job. Where there is no such CPU everybody watches only briefly. With
+JIT off there is one thread, and nothing to do.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ from kernels.lowering import element_address, operation
 from kernels.sync_words import (
     ALLOWED,
     ALONE,
+    ANYWHERE,
     CROWDED,
     MASK_WORDS,
     MOVED,
@@ -89,10 +91,11 @@ def look_around(sync: I64Array, tid: int, n_threads: int, time_ns: int) -> None:
     if place <= 0:  # the system does not tell
         return
     at = THREADS + THREAD_WORDS * tid
+    before = sync[at + PLACE]
     sync[at + PLACE] = place
     if sync[at + MOVED] != 0 and time_ns - sync[at + MOVED] > _STAY_NS:
         may_go_anywhere(sync, tid)
-    if _is_taken(sync, tid, n_threads, place) and not _move(sync, tid, n_threads, time_ns):
+    if _is_taken(sync, tid, n_threads, place) and not _move(sync, tid, n_threads, before, time_ns):
         sync[CROWDED] = max(sync[CROWDED], time_ns + _CROWDED_NS)
 
 
@@ -102,6 +105,9 @@ def may_go_anywhere(sync: I64Array, tid: int) -> None:
     at = THREADS + THREAD_WORDS * tid
     if sync[at + MOVED] != 0:
         sync[at + MOVED] = 0
+        if sync[ANYWHERE] != 0:  # also CPUs that were not there when it moved
+            for i in range(MASK_WORDS):
+                sync[at + ALLOWED + i] = -1
         set_cpus(sync, at + ALLOWED)
 
 
@@ -115,14 +121,20 @@ def _is_taken(sync: I64Array, tid: int, n_threads: int, place: int) -> bool:
 
 
 @inner
-def _move(sync: I64Array, tid: int, n_threads: int, time_ns: int) -> bool:
-    """Move this thread to a CPU where no other one was seen, and tell whether there was one."""
+def _move(sync: I64Array, tid: int, n_threads: int, before: int, time_ns: int) -> bool:
+    """Move this thread to a CPU where no other one was seen, and tell whether there was one.
+
+    Back to its place before, a CPU's number + 1, if nobody is there by now: other processes have
+    made way for it there. Else to the next one upwards.
+    """
     at = THREADS + THREAD_WORDS * tid
     if sync[at + MOVED] == 0 and get_cpus(sync, at + ALLOWED) != 0:
         return False
     n = 64 * MASK_WORDS
-    for step in range(1, n):
+    for step in range(n):
         cpu = (sync[at + PLACE] - 1 + step) % n
+        if step == 0:
+            cpu = max(before - 1, 0)
         is_allowed = (sync[at + ALLOWED + cpu // 64] >> (cpu % 64)) & 1 != 0
         if is_allowed and not _is_taken(sync, tid, n_threads, cpu + 1):
             for i in range(MASK_WORDS):

@@ -5,29 +5,16 @@ once (`run`), or for one that keeps them in compiled code over many jobs (`attac
 The only part of `kernels` that may use threads.
 """
 
-import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from kernels.affinity import give_back_cpus, note_freedom
 from kernels.entries import count_up, dismiss
 from kernels.errors import InputError
 from kernels.mode import JIT_DISABLED
 from kernels.slices import ask_for_short_slices
-from kernels.sync_words import (
-    ABORT,
-    ALLOWED,
-    ALWAYS,
-    CROWDED,
-    DONE,
-    JOB,
-    MASK_WORDS,
-    MOVED,
-    SEEN,
-    THREADS,
-    new_sync,
-)
+from kernels.sync_words import ABORT, ALWAYS, CROWDED, DONE, JOB, SEEN, new_sync
 
 __all__ = ["Pool"]
 
@@ -53,6 +40,7 @@ class Pool:
             raise InputError("NUMBA_DISABLE_JIT allows only one thread; use --threads 1")
         self.n_threads = n_threads
         self.sync = new_sync(n_threads)
+        note_freedom(self.sync)
         if n_threads > 1:
             # Compiled now: where they are needed nothing may fail any more.
             count_up(self.sync, DONE)
@@ -164,11 +152,7 @@ class Pool:
             self._back.acquire()
         self._job = None
         self.sync[:JOB] = 0
-        if self.sync[THREADS + MOVED] != 0:  # the caller moved in a job that it did not end
-            self.sync[THREADS + MOVED] = 0
-            first = THREADS + ALLOWED
-            mask = int.from_bytes(self.sync[first : first + MASK_WORDS].tobytes(), sys.byteorder)
-            os.sched_setaffinity(0, {cpu for cpu in range(64 * MASK_WORDS) if mask >> cpu & 1})
+        give_back_cpus(self.sync)
 
     def _work(self, tid: int) -> None:
         """Run jobs until one is None."""

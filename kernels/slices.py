@@ -43,7 +43,8 @@ def ask_for_short_slices() -> None:
         system = ctypes.CDLL(None).syscall
         attributes, n_bytes = _Attributes(), ctypes.sizeof(_Attributes)
         found = system(calls[0], 0, ctypes.byref(attributes), n_bytes, 0)
-        if found == 0 and attributes.policy == os.SCHED_OTHER:
+        # Children of a favoured thread would lose its favour along with the slices.
+        if found == 0 and attributes.policy == os.SCHED_OTHER and attributes.nice >= 0:
             attributes.runtime_ns = _SLICE_NS
             attributes.flags = _NOT_FOR_CHILDREN
             system(calls[1], 0, ctypes.byref(attributes), 0)

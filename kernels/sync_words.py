@@ -5,8 +5,8 @@ asleep                            how many threads sleep at some word
 done, job, seen                   of `team`: finished workers, the number of the job, what
 workers have seen of it when they enter
 what the job is, 8 words          `LEAVE`, or anything else, in the first of them
-started, crowded                  when the job did, and until when threads are taken to share a
-                                  CPU, by `clock`
+started, crowded, anywhere        when the job did, and until when threads are taken to share a
+                                  CPU, by `clock`; whether the process may use all CPUs
 parked, rested; semaphore,        three lines for each thread; rested: nanoseconds between its last
 passed; first, stop, waited,      two jobs; passed: of `relay`; the third line is of `balance`.
 place, moved; allowed, alone      place: the CPU that it was last seen on, + 1; moved: when it got
@@ -25,6 +25,7 @@ __all__ = [
     "ALLOWED",
     "ALONE",
     "ALWAYS",
+    "ANYWHERE",
     "ARRIVED",
     "ASLEEP",
     "CROWDED",
@@ -61,6 +62,7 @@ DONE, JOB, SEEN, JOB_WORDS, STARTED, CROWDED, THREADS = (i * LINE for i in range
 LEAVE = -1
 # The first word of thread t is THREADS + THREAD_WORDS * t; from there on:
 PARKED, SEMAPHORE, FIRST = (i * LINE for i in range(3))
+ANYWHERE = CROWDED + 1
 MASK_WORDS = 2 * LINE  # 1024 CPUs
 ALLOWED, ALONE = 3 * LINE, 3 * LINE + MASK_WORDS
 THREAD_WORDS = ALONE + MASK_WORDS

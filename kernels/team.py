@@ -142,7 +142,10 @@ def next_job(sync: I64Array, tid: int, seen: int) -> None:
     is_soon = sync[at + RESTED] < WATCH_NS and since_ns >= sync[CROWDED]
     came = watch(sync, JOB, seen, WATCH_NS if is_soon else BRIEFLY_NS)
     if not came or atomic_load(sync, JOB) == seen:  # an abort is no job
+        may_go_anywhere(sync, tid)
         _park(sync, at, seen)
+    if is_dismissed(sync):
+        may_go_anywhere(sync, tid)
     sync[at + RESTED] = now_ns() - since_ns
 
 

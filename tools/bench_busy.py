@@ -24,14 +24,17 @@ from weights.random_model import random_manifest, random_weights
 __all__ = ["add_arguments", "busy", "run"]
 
 _SETTLE_S = 0.5
+# Ends by itself once whoever started it is gone.
+_BUSY = "import os; started_by = os.getppid()\nwhile os.getppid() == started_by: pass"
 
 
 @contextlib.contextmanager
 def busy(n_processes: int) -> Iterator[list[int]]:
     """Keep processes busy meanwhile, on any core; gives their ids."""
-    command = [sys.executable, "-S", "-c", "while True: pass"]
-    running = [subprocess.Popen(command) for _ in range(n_processes)]
+    running: list[subprocess.Popen[bytes]] = []
     try:
+        command = [sys.executable, "-S", "-c", _BUSY]
+        running.extend(subprocess.Popen(command) for _ in range(n_processes))
         yield [one.pid for one in running]
     finally:
         for one in running:

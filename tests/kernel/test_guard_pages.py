@@ -154,7 +154,7 @@ def test_rows_of_floats(d: int, guarded: Guarded) -> None:
 
 @pytest.mark.parametrize("n", [1, 33, PAGE_TOKENS + 9])
 @pytest.mark.parametrize("d", [10, 48, 64])
-@pytest.mark.parametrize("n_heads", [1, 2])
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", list(PAGE_DTYPES.values()))
 def test_attention(dtype: type, n_heads: int, d: int, n: int, guarded: Guarded) -> None:
     rng = np.random.default_rng(n)

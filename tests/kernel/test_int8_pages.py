@@ -124,7 +124,7 @@ def test_rows_too_small_to_scale_count_as_zeros() -> None:
 
 
 @pytest.mark.slow  # compiles for three seconds
-@pytest.mark.parametrize("n_heads", [1, 2])
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 4])
 @pytest.mark.parametrize("n", [1, 8, 33, PAGE_TOKENS, PAGE_TOKENS + 9])
 def test_attention_is_that_over_what_is_kept(n: int, n_heads: int) -> None:
     rng = np.random.default_rng(n)

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from numba import config
 
+from kernels.attention import heads_together
 from kernels.elementary import exp_f32, exp_f64
+from kernels.emit import ZMM
 from kernels.formats import kept_floats, weight_dtype
 from kernels.jit import JIT_DISABLED
 from kernels.layout import TILE_BYTES, WeightFormat
@@ -33,6 +35,18 @@ def test_exp_f32_is_within_two_ulp() -> None:
     assert np.isfinite(exp(np.float32(1e30)))
     assert exp(np.float32(-np.inf)) == 0
     assert np.isnan(exp(np.float32(np.nan)))
+
+
+@pytest.mark.parametrize(
+    ("n_heads", "n_groups", "n_threads", "fours"),
+    [(8, 4, 1, True), (8, 4, 3, True), (4, 8, 3, True), (7, 2, 3, False), (2, 8, 1, False),
+     (1, 6, 2, False), (4, 1, 2, False), (3, 5, 5, True)],
+)  # fmt: skip
+def test_heads_read_keys_together_unless_a_thread_gets_more_of_them(
+    n_heads: int, n_groups: int, n_threads: int, fours: bool
+) -> None:
+    found = callable_from_python(heads_together)(n_heads, n_groups, n_threads)
+    assert found == (4 if fours and ZMM else 2)
 
 
 def test_exp_f64_is_exact_to_rounding() -> None:
