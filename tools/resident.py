@@ -4,6 +4,7 @@ The figure of an agent is its resident set less what it serves from: mappings of
 directory or the weight cache, and the KV pool. Shared libraries count in full.
 """
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -80,6 +81,9 @@ def _is_below(name: str, roots: Sequence[Path]) -> bool:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds that all threads of a process have taken."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    """Return the CPU seconds that all threads of a process have taken, but for those that ended."""
+    total_ns = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            total_ns += int((task / "schedstat").read_text().split()[0])
+    return total_ns / 1e9

@@ -1,6 +1,7 @@
 """Adding up smaps."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,24 @@ def test_weights_and_kv_pool_do_not_count(tmp_path: Path, monkeypatch: pytest.Mo
     assert str(tmp_path / "weights.bin") not in found.by_name
     # A directory beside the weights' own is no weight.
     assert read_resident(1, [tmp_path / "w"], 0).weights_bytes == 0
+
+
+def test_threads_that_end_meanwhile_do_not_matter() -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            one = threading.Thread(target=lambda: None)
+            one.start()
+            one.join()
+
+    threads = threading.Thread(target=come_and_go)
+    threads.start()
+    try:
+        assert all(cpu_s(os.getpid()) > 0 for _ in range(500))
+    finally:
+        stop.set()
+        threads.join()
 
 
 def test_cpu_time_grows_with_work() -> None:
