@@ -90,14 +90,15 @@ def heads_together(n_heads: int, n_groups: int, n_threads: int) -> int:
         n_groups: groups, times rows.
         n_threads: threads that share them.
     """
-    most = 0
-    for heads in (2, _HEADS):
-        n_tasks = n_groups * ((n_heads + heads - 1) // heads)
-        of_one = (n_tasks + n_threads - 1) // n_threads * heads
-        if heads > 2 and of_one > most:
-            return 2
-        most = of_one
-    return _HEADS
+    of_pairs = _most_heads(2, n_heads, n_groups, n_threads)
+    return _HEADS if _most_heads(_HEADS, n_heads, n_groups, n_threads) <= of_pairs else 2
+
+
+@inner
+def _most_heads(together: int, n_heads: int, n_groups: int, n_threads: int) -> int:
+    """Return the heads of the thread that has most, where so many make a task."""
+    n_tasks = n_groups * ((n_heads + together - 1) // together)
+    return (n_tasks + n_threads - 1) // n_threads * together
 
 
 @inner

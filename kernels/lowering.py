@@ -23,6 +23,7 @@ __all__ = [
     "F32x8Type",
     "LoweredModel",
     "LoweredType",
+    "call_libc",
     "cgutils",
     "element_address",
     "f32x8",
@@ -98,6 +99,13 @@ def operation(
     templates.infer_global(function)(template)
     register: Callable[[Lowering], Lowering] = lower_builtin(function, *parameters)
     return register
+
+
+def call_libc(builder: Any, name: str, *args: Any) -> Any:
+    """Call a function of libc that returns an int, and return that as int64."""
+    ftype = ir.FunctionType(ir.IntType(32), [arg.type for arg in args])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
+    return builder.sext(builder.call(function, args), ir.IntType(64))
 
 
 def element_address(

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 
 from kernels.jit import inner
-from kernels.lowering import element_address, operation
+from kernels.lowering import call_libc, element_address, operation
 from kernels.sync_words import (
     ALLOWED,
     ALONE,
@@ -29,7 +29,7 @@ from kernels.sync_words import (
     THREADS,
 )
 
-__all__ = ["look_around", "may_go_anywhere", "this_cpu"]
+__all__ = ["look_around", "may_go_anywhere"]
 
 I64Array = npt.NDArray[np.int64]
 
@@ -57,16 +57,9 @@ def set_cpus(words: I64Array, i: int) -> int:
     return -1
 
 
-def _call_libc(builder: Any, name: str, *args: Any) -> Any:
-    """Call a function of libc that returns an int."""
-    ftype = ir.FunctionType(ir.IntType(32), [arg.type for arg in args])
-    function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
-    return builder.sext(builder.call(function, args), ir.IntType(64))
-
-
 @operation(this_cpu, types.int64)
 def _this_cpu(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    return _call_libc(builder, "sched_getcpu")
+    return call_libc(builder, "sched_getcpu")
 
 
 def _with_mask(name: str) -> Any:
@@ -75,7 +68,7 @@ def _with_mask(name: str) -> Any:
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         n_bytes = 8 * MASK_WORDS
         mask = element_address(context, builder, sig.args[0], args[0], args[1], n_bytes)
-        return _call_libc(builder, name, ir.IntType(32)(0), ir.IntType(64)(n_bytes), mask)
+        return call_libc(builder, name, ir.IntType(32)(0), ir.IntType(64)(n_bytes), mask)
 
     return lower
 
@@ -133,8 +126,8 @@ def _move(sync: I64Array, tid: int, n_threads: int, before: int, time_ns: int) -
     n = 64 * MASK_WORDS
     for step in range(n):
         cpu = (sync[at + PLACE] - 1 + step) % n
-        if step == 0:
-            cpu = max(before - 1, 0)
+        if step == 0 and before > 0:
+            cpu = before - 1
         is_allowed = (sync[at + ALLOWED + cpu // 64] >> (cpu % 64)) & 1 != 0
         if is_allowed and not _is_taken(sync, tid, n_threads, cpu + 1):
             for i in range(MASK_WORDS):

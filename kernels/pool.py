@@ -87,7 +87,8 @@ class Pool:
         """Have all workers inside function(tid, n_threads, sync, *args), which follows `team`.
 
         The caller may then call it as thread 0, once for each job, until something else is
-        attached or run. Costs nothing if the same function and arrays are attached already.
+        attached or run. Costs nothing if the same function and arrays are attached already. The
+        calling thread gets short time slices and keeps them, see `slices`.
 
         Args:
             function: a kernel; it compiles before the workers enter it.

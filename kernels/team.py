@@ -28,7 +28,7 @@ from kernels.barrier import (
 )
 from kernels.clock import now_ns
 from kernels.jit import inner, kernel
-from kernels.lowering import element_address, operation
+from kernels.lowering import call_libc, element_address, operation
 from kernels.places import may_go_anywhere
 from kernels.sync_words import (
     CROWDED,
@@ -89,25 +89,20 @@ def semaphore_wait(words: I64Array, i: int) -> int:
     return _only_compiled()
 
 
-def _call_libc(name: str, *extra: int) -> Any:
+def _of_semaphore(name: str, *extra: int) -> Any:
     """Return the lowering of int name(sem_t *, unsigned ...) with constants after the address."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-        n_bytes = _SEMAPHORE_BYTES
-        at = element_address(context, builder, sig.args[0], args[0], args[1], n_bytes)
-        ftype = ir.FunctionType(i32, [pointer] + [i32] * len(extra))
-        function = builder.module.globals.get(name) or ir.Function(builder.module, ftype, name)
-        constants = [ir.Constant(i32, value) for value in extra]
-        result = builder.call(function, [builder.bitcast(at, pointer), *constants])
-        return builder.sext(result, ir.IntType(64))
+        at = element_address(context, builder, sig.args[0], args[0], args[1], _SEMAPHORE_BYTES)
+        constants = [ir.Constant(ir.IntType(32), value) for value in extra]
+        return call_libc(builder, name, at, *constants)
 
     return lower
 
 
-operation(semaphore_init, types.int64, types.Array, types.Integer)(_call_libc("sem_init", 0, 0))
-operation(semaphore_post, types.int64, types.Array, types.Integer)(_call_libc("sem_post"))
-operation(semaphore_wait, types.int64, types.Array, types.Integer)(_call_libc("sem_wait"))
+operation(semaphore_init, types.int64, types.Array, types.Integer)(_of_semaphore("sem_init", 0, 0))
+operation(semaphore_post, types.int64, types.Array, types.Integer)(_of_semaphore("sem_post"))
+operation(semaphore_wait, types.int64, types.Array, types.Integer)(_of_semaphore("sem_wait"))
 
 
 @kernel

@@ -279,12 +279,12 @@ def attributes() -> Attributes:
     return found
 
 
-@needs_slices
-def test_slices_are_short_and_not_for_children() -> None:
+def asked(nice: int) -> tuple[Attributes, Attributes, Attributes]:
+    """Return those of a thread before and after it asks, and of its child."""
     found: list[Attributes] = []
 
     def ask() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 3)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
         found.append(attributes())
         ask_for_short_slices()
         found.append(attributes())
@@ -296,6 +296,12 @@ def test_slices_are_short_and_not_for_children() -> None:
     thread.start()
     thread.join()
     before, after, child = found
+    return before, after, child
+
+
+@needs_slices
+def test_slices_are_short_and_not_for_children() -> None:
+    before, after, child = asked(3)
     assert after.runtime_ns == 700_000 <= before.runtime_ns
     assert (after.nice, after.priority, list(after.size_and_policy)) == (3, 0, [48, 0])
     assert child.runtime_ns == before.runtime_ns
@@ -313,19 +319,6 @@ def test_where_there_is_no_such_call_nothing_happens(
 @needs_slices
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may favour a thread")
 def test_a_favoured_thread_keeps_its_slices_and_its_children_their_favour() -> None:
-    found: list[Attributes] = []
-
-    def ask() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -5)
-        found.append(attributes())
-        ask_for_short_slices()
-        child = threading.Thread(target=lambda: found.append(attributes()))
-        child.start()
-        child.join()
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    before, child = found
+    before, after, child = asked(-5)
+    assert after.runtime_ns == child.runtime_ns == before.runtime_ns
     assert child.nice == -5
-    assert child.runtime_ns == before.runtime_ns
