@@ -19,8 +19,8 @@ PORT = "7070"
 TCP_SHARE = 0.9415
 # Round trips that netlab aims at with 0.3 ms one way, by rate.
 ROUND_TRIP_S = {1000: 0.604e-3, 100: 0.642e-3}
-# A probe a link, one after the other.
-PROBED_S = 60.0
+# Two probes a link, one after the other, and some that a busy machine spoils.
+PROBED_S = 90.0
 
 pytestmark = [
     pytest.mark.slow,
@@ -102,22 +102,24 @@ def test_links_are_as_the_lab_made_them(address: str, tmp_path: Path, rate_mbit:
         assert (
             netlab("set", host, "--rate", f"{rate_mbit}mbit", "--delay-ms", "0.3").returncode == 0
         )
+    goodput_mbit = pytest.approx(TCP_SHARE * rate_mbit, rel=0.10)
+    round_trip_s = pytest.approx(ROUND_TRIP_S[rate_mbit], rel=0.20)
+
+    def told(agent: AgentStatus) -> bool:
+        if not (agent.goodput_bytes_per_s and agent.round_trip_s and agent.exchange_s):
+            return False
+        # Frames take at least as long as a round trip, and what they wait for one another.
+        is_exchange = agent.exchange_s > 0.8 * ROUND_TRIP_S[rate_mbit]
+        is_goodput = agent.goodput_bytes_per_s / 125e3 == goodput_mbit
+        return is_goodput and agent.round_trip_s == round_trip_s and is_exchange
+
     lab = Lab(tmp_path, address)
     try:
         # No model's pull is large enough to measure them: probes do.
-        measured = lambda: all(a.goodput_bytes_per_s for a in lab.agents())  # noqa: E731
         assert len(lab.ok("h1", "run", "-p", "One day", "-n", "120", "--wait-s", "60")) > 100
-        assert wait_until(measured, PROBED_S), lab.agents()
-        for agent in lab.agents():
-            print(agent.name, agent.goodput_bytes_per_s, agent.round_trip_s, agent.exchange_s)
-            assert agent.goodput_bytes_per_s is not None
-            assert agent.round_trip_s is not None
-            assert agent.exchange_s is not None
-            goodput_mbit = agent.goodput_bytes_per_s / 125e3
-            assert goodput_mbit == pytest.approx(TCP_SHARE * rate_mbit, rel=0.10), agent
-            assert agent.round_trip_s == pytest.approx(ROUND_TRIP_S[rate_mbit], rel=0.20), agent
-            # Frames take at least as long, and what they wait for one another.
-            assert agent.exchange_s > 0.8 * ROUND_TRIP_S[rate_mbit]
+        # One probe may meet a moment in which the machine that plays all hosts stood still.
+        are_told = lambda: all([told(agent) for agent in lab.agents()])  # noqa: E731
+        assert wait_until(are_told, PROBED_S), lab.agents()
     finally:
         lab.close()
 

@@ -11,7 +11,7 @@ from coordinator.probing import GIVE_UP_S, PERIOD_S, QUIET_S, STALE_S, Probing, 
 A, B, C = AgentName("a"), AgentName("b"), AgentName("c")
 
 
-def test_each_link_that_nothing_has_measured_is_probed_once():
+def test_each_link_that_nothing_has_measured_is_probed_and_then_once_more():
     probing, measured, told = Probing(), dict.fromkeys((A, B, C)), []
     for i in range(600):
         now_s = 0.1 * i
@@ -19,10 +19,26 @@ def test_each_link_that_nothing_has_measured_is_probed_once():
         if chosen is not None:
             told.append((chosen, now_s))
             measured[chosen] = now_s + 0.05
-    assert [name for name, _ in told] == [A, B, C]
+    assert [name for name, _ in told] == [A, B, C, A, B, C]
     times = [at for _, at in told]
     assert times[0] >= QUIET_S
     assert all(later - at >= PERIOD_S for at, later in itertools.pairwise(times))
+
+
+def test_only_a_probe_that_was_answered_is_followed_by_another():
+    probing, period_s = Probing(), max(GIVE_UP_S, PERIOD_S)
+    assert probing.next([Seen(A, 0.0, None)], False, 100.0) == A
+    assert probing.next([Seen(A, 0.0, None)], False, 100.0 + period_s) is None
+    # What is measured later is the probe's.
+    assert probing.next([Seen(A, 0.0, 100.2)], False, 100.0 + PERIOD_S - 0.1) is None
+    assert probing.next([Seen(A, 0.0, 100.2)], False, 100.0 + period_s) == A
+    # Measured again or not, two are enough.
+    after_s = 100.0 + 3 * period_s
+    assert probing.next([Seen(A, 0.0, 100.2)], False, after_s) is None
+    assert probing.next([Seen(A, 0.0, 110.2)], False, after_s) is None
+    # On its next link it is asked twice again.
+    assert probing.next([Seen(A, after_s - 5.0, None)], False, after_s) == A
+    assert probing.next([Seen(A, after_s - 5.0, after_s + 1)], False, after_s + period_s) == A
 
 
 def test_a_link_that_real_traffic_has_measured_is_left_alone():

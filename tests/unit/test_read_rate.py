@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from agent.goodput import MIN_BYTES, WINDOW_BYTES, WINDOW_S, Goodput
 from agent.read_rate import ASSUMED_CALL_S, MIN_CALLS, ReadRate, read_rate
 from agent.samples import Samples
+from coordinator.probing import PROBE_BYTES
 
 RATES = st.floats(1e7, 1e11)
 CALLS = st.floats(0.0, 1e-3)
@@ -131,6 +132,14 @@ def test_a_receiver_that_pauses_now_and_then_is_not_taken_for_a_slow_link():
         at_s += chunk / rate * (5 if paused else 0.01 if i % 16 < 5 else 1)
         goodput.on_chunk(chunk, 1 << 20, at_s)
     assert goodput.bytes_per_s == pytest.approx(rate, rel=0.02)
+
+
+def test_a_later_probe_outvotes_one_for_which_the_machine_stood_still():
+    goodput, chunk = Goodput(), 256 << 10
+    at_s = run_of_chunks(goodput, 0.8e8, PROBE_BYTES // chunk, chunk)
+    assert goodput.bytes_per_s == pytest.approx(0.8e8)
+    run_of_chunks(goodput, 1e8, PROBE_BYTES // chunk, chunk, at_s + 10.0)
+    assert goodput.bytes_per_s == pytest.approx(1e8)
 
 
 def test_chunks_that_nothing_waited_for_say_nothing():
