@@ -5,16 +5,21 @@
 
 A row of out and the sum of a part are (D,), act[c] is (32,), down[c] is (D, 32), all float32.
 The parts follow from the number of atoms alone, and so do the bits of out. A single row goes atom
-by atom, gate and up, then down, through memory as it lies: a thread has atoms of its own, in whole
-parts but for those at the ends, which two threads add up one after the other. Several rows, or few
-atoms, have all activations first; then threads split the rows of down. Both give the same bits.
+by atom, or two at a time, gate and up, then down, through memory as it lies: a thread has atoms of
+its own, in whole parts but for those at the ends, which two threads add up one after the other.
+Several rows, or few atoms, have all activations first; then threads split the rows of down. Both
+give the same bits.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numba import types
+from numba.extending import overload
 
 from kernels import tables as at
 from kernels.balance import Team, meet, share_of
 from kernels.barrier import wait
+from kernels.column_pair import ColumnPair, Onward, activate_pair, add_down_pair
 from kernels.formats import BLOCK_FLOATS, LEAST_SUMS
 from kernels.jit import merged
 from kernels.layout import COLUMNS_PER_ATOM, TILE_ROWS
@@ -23,12 +28,14 @@ from kernels.member import Member, add_rows, kept, norm_rows, preset, quantise_r
 from kernels.mlp import gate_up
 from kernels.quantise import quantise, quantises
 from kernels.relay import await_thread, pass_on, stamp_of
+from kernels.simd_tile import N_STREAMS
 from kernels.spans import Matrix, Rows, Span, share
 
 __all__ = ["run_mlp"]
 
 _PAIRS = COLUMNS_PER_ATOM // TILE_ROWS
 _ATOMS_A_THREAD = 4
+_INT8_TYPES = (types.int64, types.uint64)
 
 
 class Columns(NamedTuple):
@@ -94,75 +101,135 @@ def _add_parts(
 ) -> None:  # fmt: skip
     """Add up parts: this thread's atoms, if it takes atoms, else this thread's elements of out.
 
-    In the first case the sums of parts are left where they are. Whoever has the beginning of a part
-    does that first, and whoever has the rest does it last: threads seldom wait for one another.
+    In the first case the sums of parts are left where they are.
+    """
+    if columns.by_atoms:
+        _add_own_atoms(team, m, layer, columns, h)
+        return
+    for begin in range(0, columns.n_atoms, columns.part):
+        end = min(begin + columns.part, columns.n_atoms)
+        total = _sum_of(m, 0)
+        preset(total, n_rows, start, stop, m, -1)
+        _add_atoms(team, m, columns, begin, end, n_rows, start, stop, total)
+        add_rows(out, total, n_rows, start, stop)
+
+
+@merged
+def _add_own_atoms(team: Team, m: Member, layer: int, columns: Columns, h: Rows) -> None:
+    """Add this thread's atoms to the sums of their parts, for one row.
+
+    Whoever has the beginning of a part does that first, and whoever has the rest does it last:
+    threads seldom wait for one another.
     """
     n_atoms, part = columns.n_atoms, columns.part
-    first_atom, stop_atom = 0, n_atoms
-    if columns.by_atoms:
-        first_atom, stop_atom = share_of(team, n_atoms)
-        start, stop = 0, m.table[at.HIDDEN]
+    first_atom, stop_atom = share_of(team, n_atoms)
     stamp = stamp_of(team, layer)
     # What belongs to the part of the thread before, and to that of the thread behind.
     head_stop = (first_atom + part - 1) // part * part
     tail_start = stop_atom // part * part if stop_atom < n_atoms else stop_atom
     is_within = stop_atom < head_stop  # of one part, and neither its beginning nor its end
-    n_whole = max(tail_start - head_stop + part - 1, 0) // part
-    for piece in range(-1, n_whole + 1):
-        begin = head_stop + piece * part
-        end = min(begin + part, tail_start)
-        if piece < 0:
+    for piece in range(3):
+        if piece == 0:
             begin, end = (stop_atom if is_within else tail_start), stop_atom
-        if piece == n_whole:
+        elif piece == 1:
+            begin, end = head_stop, tail_start
+        else:
             begin, end = first_atom, min(head_stop, stop_atom)
             if begin < head_stop:
                 await_thread(team, team.tid - 1, stamp)
         if begin < end:
-            total = _sum_of(m, begin // part if columns.by_atoms else 0)
-            _add_atoms(team, m, columns, begin, end, n_rows, h, start, stop, total)
-            if not columns.by_atoms:
-                add_rows(out, total, n_rows, start, stop)
-        if piece == (n_whole if is_within else -1):
+            for c in range(begin, end):
+                if c % part == 0:
+                    preset(_sum_of(m, c // part), 1, 0, m.table[at.HIDDEN], m, -1)
+            _add_whole_atoms(team, m, columns, begin, end, h)
+        if piece == (2 if is_within else 0):
             pass_on(team, stamp)
+
+
+def _add_whole_atoms(
+    team: Team, m: Member, columns: Columns, begin: int, end: int, h: Rows
+) -> None:
+    """Add atoms begin .. end - 1 to the sums of their parts, gate and up, then down."""
+    if N_STREAMS == 4 and quantises(m.w):
+        _by_pairs(team, m, columns, begin, end, h)
+    else:
+        _one_by_one(team, m, columns, begin, end, h)
+
+
+@overload(_add_whole_atoms)
+def _compiled_add_whole_atoms(
+    team: Team, m: Member, columns: Columns, begin: int, end: int, h: Rows
+) -> Any:
+    """Leave out what is never used: it takes seconds to compile."""
+    return _by_pairs if N_STREAMS == 4 and m[0].dtype in _INT8_TYPES else _one_by_one
+
+
+def _by_pairs(team: Team, m: Member, columns: Columns, begin: int, end: int, h: Rows) -> None:
+    """Do it for two atoms at a time."""
+    t = m.table
+    scratch = kept(team, m)
+    for c in range(begin, end, 2):
+        pair = ColumnPair(
+            m.w, t[t[at.COLUMNS] + columns.first + c], _apart(m, columns, c, end), min(end - c, 2),
+            t[at.TILE_SIZE], t[at.K_TILES], t[at.DOWN_SKIP], t[at.HIDDEN],
+        )  # fmt: skip
+        onward = Onward(-1, 0)
+        if c + 2 < end:
+            then = t[t[at.COLUMNS] + columns.first + c + 2]
+            onward = Onward(then, _apart(m, columns, c + 2, end))
+        q = Span(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS)
+        activate_pair(pair, Span(h.values, h.first), scratch, q)
+        total = _sum_of(m, c // columns.part)
+        total_step = ((c + 1) // columns.part - c // columns.part) * t[at.HIDDEN]
+        add_down_pair(pair, q, Span(total.values, total.first), total_step, onward, scratch)
+
+
+@merged
+def _apart(m: Member, columns: Columns, c: int, end: int) -> int:
+    """Return the elements from atom c to the next one, 0 if that is not before the end."""
+    at_atom = m.table[at.COLUMNS] + columns.first + c
+    return int(m.table[at_atom + 1] - m.table[at_atom]) if c + 1 < end else 0
+
+
+def _one_by_one(team: Team, m: Member, columns: Columns, begin: int, end: int, h: Rows) -> None:
+    """Do it for one atom at a time."""
+    t = m.table
+    n_tiles = (t[at.HIDDEN] + TILE_ROWS - 1) // TILE_ROWS
+    down_step = stream_step(m.w, t[at.TILE_SIZE], 1, n_tiles)
+    step = stream_step(m.w, t[at.TILE_SIZE], t[at.K_TILES], 2 * _PAIRS)
+    # All pairs; numbers that numba knows, as 1 for n_rows, would have all of it compiled once more.
+    pair, end_pair = share(_PAIRS, 0, 1)
+    n_rows, start_tile = end_pair // _PAIRS, pair
+    for c in range(begin, end):
+        at_atom = t[at.COLUMNS] + columns.first + c
+        following = t[at_atom + 1] if c + 1 < columns.n_atoms else -1
+        down = t[at_atom] + t[at.DOWN_SKIP]
+        _activate_atom(team, m, columns.first, c, pair, end_pair, n_rows, h, down, down_step)
+        if quantises(m.w):
+            act = Span(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM)
+            quantise(act, 1, Span(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS))
+        matrix = Matrix(m.w, down, t[at.TILE_SIZE], 1, t[at.HIDDEN], following, step)
+        total = _sum_of(m, c // columns.part)
+        matvec(matrix, start_tile, n_tiles, _activations(m, c), total, n_rows, kept(team, m))
 
 
 @merged
 def _add_atoms(
-    team: Team, m: Member, columns: Columns, begin: int, end: int, n_rows: int, h: Rows,
-    start: int, stop: int, total: Rows,
+    team: Team, m: Member, columns: Columns, begin: int, end: int, n_rows: int, start: int,
+    stop: int, total: Rows,
 ) -> None:  # fmt: skip
-    """Add atoms begin .. end - 1 of one part to elements start .. stop - 1 of its sum."""
+    """Add atoms begin .. end - 1, activated, to elements start .. stop - 1 of a part's sum."""
     t = m.table
-    if begin % columns.part == 0:
-        preset(total, n_rows, start, stop, m, -1)
     tile, end_tile = start // TILE_ROWS, (stop + TILE_ROWS - 1) // TILE_ROWS
     size = t[at.TILE_SIZE]
     step = stream_step(m.w, size, 1, end_tile - tile)
-    if columns.by_atoms:  # the next atom's gate and up follow, else its down
-        step = stream_step(m.w, size, t[at.K_TILES], 2 * _PAIRS)
     for c in range(begin, end):
         at_atom = t[at.COLUMNS] + columns.first + c
-        following = t[at_atom + 1] if c + 1 < columns.n_atoms else -1
-        if columns.by_atoms:
-            _activate_whole(team, m, columns, c, n_rows, h)
-        elif following >= 0:
-            following += t[at.DOWN_SKIP] + tile * size
+        following = -1
+        if c + 1 < columns.n_atoms:
+            following = t[at_atom + 1] + t[at.DOWN_SKIP] + tile * size
         down = Matrix(m.w, t[at_atom] + t[at.DOWN_SKIP], size, 1, t[at.HIDDEN], following, step)
         matvec(down, tile, end_tile, _activations(m, c), total, n_rows, kept(team, m))
-
-
-@merged
-def _activate_whole(team: Team, m: Member, columns: Columns, c: int, n_rows: int, h: Rows) -> None:
-    """Write all activations of one column atom for the only row, quantised if the weights ask."""
-    t = m.table
-    down = t[t[at.COLUMNS] + columns.first + c] + t[at.DOWN_SKIP]
-    step = stream_step(m.w, t[at.TILE_SIZE], 1, (t[at.HIDDEN] + TILE_ROWS - 1) // TILE_ROWS)
-    # All pairs; numbers that numba knows, as 1 for n_rows, would have all of it compiled once more.
-    pair, end_pair = share(_PAIRS, 0, 1)
-    _activate_atom(team, m, columns.first, c, pair, end_pair, n_rows, h, down, step)
-    if quantises(m.w):
-        act = Span(m.scratch, t[at.ACT] + c * COLUMNS_PER_ATOM)
-        quantise(act, 1, Span(m.scratch, t[at.ACT_Q] + c * BLOCK_FLOATS))
 
 
 @merged

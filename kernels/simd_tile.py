@@ -31,13 +31,18 @@ from kernels.target import has
 from kernels.tile_code import Columns, column_products, dequantised_products, integer_products
 
 __all__ = [
+    "INT8",
+    "N_STREAMS",
     "add_adjoining",
     "add_columns",
     "add_tiles",
     "clamped",
+    "fetch",
     "n_tiles_for",
     "no_totals",
+    "skip_ahead",
     "tile_bytes",
+    "tile_sizes",
     "unpacked",
 ]
 
@@ -212,7 +217,7 @@ def _no_totals(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return ir.Constant(sig.return_type.llvm_type, None)
 
 
-def _fetch(context: Any, builder: Any, w_type: Any, w: Any, i: Any, n_bytes: int) -> None:
+def fetch(context: Any, builder: Any, w_type: Any, w: Any, i: Any, n_bytes: int) -> None:
     """Have the memory at w[i], which may lie anywhere, fetched."""
     struct = make_array(w_type)(context, builder, w)
     pointer = builder.gep(struct.data, [i])
@@ -235,18 +240,18 @@ def clamped(builder: Any, j: int, n: Any) -> Any:
 def _add_tiles(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     totals, w, tile, tile_step, n_tiles, x, i, row_step, n_rows = args[:9]
     shape, w_type, x_type = sig.args[0], sig.args[1], sig.args[5]
-    n_bytes, row_bytes = _sizes(w_type)
+    n_bytes, row_bytes = tile_sizes(w_type)
     places = [
         builder.add(tile, builder.mul(tile_step, clamped(builder, a, n_tiles)))
         for a in range(shape.n_tiles)
     ]
     end, following, following_step, asks = args[9:]
     with builder.if_then(asks):
-        is_inside, skip = _skip_ahead(builder, w_type, tile, end, following)
+        is_inside, skip = skip_ahead(builder, w_type, tile, end, following)
         for a, at in enumerate(places):
             beyond = builder.add(tile, builder.mul(following_step, tile.type(a)))
             at = builder.add(builder.select(is_inside, at, beyond), skip)
-            _fetch(context, builder, w_type, w, at, n_bytes)
+            fetch(context, builder, w_type, w, at, n_bytes)
     tiles = [element_address(context, builder, w_type, w, at, n_bytes) for at in places]
     rows = []
     for r in range(shape.n_rows):
@@ -262,9 +267,9 @@ def _add_tiles(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 def _add_adjoining(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     totals, w, tile, x, i, end, following = args
     shape, w_type = sig.args[:2]
-    n_bytes, row_bytes = _sizes(w_type)
-    ahead = builder.add(tile, _skip_ahead(builder, w_type, tile, end, following)[1])
-    _fetch(context, builder, w_type, w, ahead, n_bytes * shape.n_tiles)
+    n_bytes, row_bytes = tile_sizes(w_type)
+    ahead = builder.add(tile, skip_ahead(builder, w_type, tile, end, following)[1])
+    fetch(context, builder, w_type, w, ahead, n_bytes * shape.n_tiles)
     skip = n_bytes * 8 // w_type.dtype.bitwidth
     places = [builder.add(tile, tile.type(a * skip)) for a in range(shape.n_tiles)]
     tiles = [element_address(context, builder, w_type, w, at, n_bytes) for at in places]
@@ -277,13 +282,13 @@ def tile_bytes(w_type: Any) -> int:
     return TILE_BYTES[str(w_type.dtype)]
 
 
-def _sizes(w_type: Any) -> tuple[int, int]:
+def tile_sizes(w_type: Any) -> tuple[int, int]:
     """Return the bytes of a tile, and of the part of a row that it is multiplied with."""
     dtype = str(w_type.dtype)
     return TILE_BYTES[dtype], 4 * (BLOCK_FLOATS if dtype in INT8 else 32)
 
 
-def _skip_ahead(builder: Any, w_type: Any, at: Any, end: Any, following: Any) -> tuple[Any, Any]:
+def skip_ahead(builder: Any, w_type: Any, at: Any, end: Any, following: Any) -> tuple[Any, Any]:
     """Return how many elements to look ahead of w[at], where w[following] follows w[end - 1].
 
     The first value tells whether that is before the end.

@@ -28,6 +28,7 @@ from kernels.simd_tile import add_tiles
 from kernels.simd_totals import add_totals
 from kernels.spans import Matrix, Rows, Span
 from kernels.tiles import pack_matrix
+from tests.kernel import test_column_pair as column_pair
 from tests.kernel_models import callable_from_python
 
 pytestmark = [
@@ -121,6 +122,20 @@ def test_matvec(
         run(matrix, first, stop, rows, Rows(out, 0, n_out), n_rows, kept)
     plain_matvec(matrix, rows, Rows(expected, 0, n_out), n_rows, block)
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("n_atoms", [1, 2])
+@pytest.mark.parametrize("hidden", column_pair.SIZES)
+@pytest.mark.parametrize("fmt", column_pair.FORMATS)
+def test_column_pair(fmt: WeightFormat, hidden: int, n_atoms: int, guarded: Guarded) -> None:
+    case = column_pair.Case(fmt, hidden)
+    q, sums = guarded(np.zeros(n_atoms * BLOCK_FLOATS, np.float32)), guarded(case.sums)
+    scratch, h = Span(guarded(np.zeros(256, np.float32)), 0), Span(guarded(case.h), 0)
+    pair = case.pair(guarded(case.w, read_only=True), n_atoms)
+    column_pair.run_pair(pair, h, Span(q, 0), Span(sums, 0), hidden, scratch)
+    expected_q, expected_sums = case.one_by_one(n_atoms, hidden)
+    np.testing.assert_array_equal(q.view(np.uint32), expected_q.view(np.uint32))
+    np.testing.assert_array_equal(sums, expected_sums)
 
 
 @pytest.mark.parametrize("n_blocks", [1, 5])

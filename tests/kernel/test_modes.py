@@ -59,7 +59,7 @@ def test_kernels_without_jit() -> None:
         "whole_stage or partial_sums",
         "test_matvec and (0] or 1])",
         "test_matvec and (2] or 3])",
-        "outside_an_array or candidates_sort",
+        "outside_an_array or candidates_sort or column_pair",
     ],
     ids=["stage", "floats", "quantised", "others"],
 )
