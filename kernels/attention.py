@@ -107,76 +107,71 @@ def attend(
 ) -> None:
     """Write the attention output (d,) of one row for up to four query heads of a group.
 
-    Four heads, or two, read keys and values together.
+    Several read keys and values together.
 
     Args:
         kv: pages whose positions 0 .. n - 1 of the context are written.
         context: whose keys and values are read, and how many.
         head_dim: d.
         q: the rotated queries (n_heads, d).
-        n_heads: 1 to 4.
+        n_heads: 1 to 4, at most what `heads_together` says.
         scores: scratch (n_heads, n rounded up to 32, and one more), in rows of scores.stride.
         out: (n_heads, d), written.
     """
-    if n_heads > 2 and _attend_four(kv, context, head_dim, q, n_heads, scores, out):
-        return
-    if n_heads > 1:
-        _attend(kv, context, head_dim, q, scores, out, 2)
-    if n_heads % 2 == 1:
-        last = n_heads - 1
-        q = Rows(q.values, q.first + last * q.stride, q.stride)
-        out = Rows(out.values, out.first + last * out.stride, out.stride)
-        _attend(kv, context, head_dim, q, scores, out, 1)
+    if n_heads > 2:
+        _attend_many(kv, context, head_dim, q, n_heads, scores, out)
+    elif n_heads == 2:
+        _attend(kv, context, head_dim, q, n_heads, scores, out, 2)
+    else:
+        _attend(kv, context, head_dim, q, n_heads, scores, out, 1)
 
 
-def _attend_four(
+def _attend_many(
     kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
-) -> bool:
-    """Do it for four heads, if there are as many and registers hold them."""
-    if n_heads == 4 == _HEADS:
-        _attend(kv, context, head_dim, q, scores, out, 4)
-    return n_heads == 4 == _HEADS
+) -> None:
+    """Do it for three or four heads."""
+    _attend(kv, context, head_dim, q, n_heads, scores, out, MOST_HEADS)
 
 
-@overload(_attend_four)
-def _compiled_attend_four(
+@overload(_attend_many)
+def _compiled_attend_many(
     kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
 ) -> Any:
     """Leave it out where it is never used: it takes seconds to compile."""
-    return _attend_four if _HEADS == 4 else _no_four
+    return _attend_many if _HEADS > 2 else _attend_none
 
 
-def _no_four(
+def _attend_none(
     kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
-) -> bool:
-    return False
+) -> None:
+    pass
 
 
 @merged
 def _attend(
-    kv: KvPages, context: Context, head_dim: int, q: Rows, scores: Rows, out: Rows, n_heads: int
-) -> None:
-    """Do it; n_heads is a literal."""
-    _scores(kv, context, head_dim, q, scores, n_heads)
+    kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows,
+    width: int,
+) -> None:  # fmt: skip
+    """Do it in steps of `width` heads, a literal: others stand in for those that are not there."""
+    _scores(kv, context, head_dim, q, n_heads, scores, width)
+    _weigh(kv, context, head_dim, n_heads, scores)
+    _weighted_values(kv, context, head_dim, scores, n_heads, out, width)
+    _finish(kv, context, head_dim, scores, n_heads, out)
+
+
+@inner
+def _weigh(kv: KvPages, context: Context, head_dim: int, n_heads: int, scores: Rows) -> None:
+    """Replace scores by what values are multiplied with; the sums of weights go behind them."""
     _scale(kv, context, head_dim, 0, scores, n_heads)
     for head in range(n_heads):
         divisor = _exponentials(row_of(scores, head, 0), context.n)
         scores.values[scores.first + (head + 1) * scores.stride - 1] = divisor
     _scale(kv, context, head_dim, PAGE_TOKENS, scores, n_heads)
-    _weighted_values(kv, context, head_dim, scores, out, n_heads)
-    for head in range(n_heads):
-        divisor = scores.values[scores.first + (head + 1) * scores.stride - 1]
-        one = row_of(out, head, 0)
-        for j in range(0, head_dim - 7, 8):
-            at = one.first + j
-            store(one.values, at, quotient(load(one.values, at), same(divisor)))
-        for j in range(head_dim - head_dim % 8, head_dim):
-            one.values[one.first + j] = np.float32(one.values[one.first + j] / divisor)
 
 
 @merged
 def _scores(
-    kv: KvPages, context: Context, head_dim: int, q: Rows, scores: Rows, n_heads: int
+    kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, width: int
 ) -> None:
     """Write the scaled scores of positions 0 .. n - 1, and anything up to whole fours of blocks.
 
@@ -190,13 +185,15 @@ def _scores(
         # Meanwhile the next blocks are asked for, and at last the first values.
         more = p + 8 * BLOCKS < context.n
         ahead = _keys(kv, context, head_dim, p + 8 * BLOCKS) if more else first_values
-        totals = no_columns(BLOCKS, n_heads)
+        totals = no_columns(BLOCKS, width)
         n_blocks = min(BLOCKS, (context.n - p + 7) // 8)
         totals = add_columns(
-            totals, kv.values, k, 8, size, n_blocks, head_dim, q.values, q.first, q.stride,
+            totals, kv.values, k, 8, size, n_blocks, head_dim, q.values, q.first, q.stride, n_heads,
             ahead, 8 * BLOCKS,
         )  # fmt: skip
-        store_totals(scores.values, scores.first + p, scores.stride, totals, BLOCKS, factor)
+        store_totals(
+            scores.values, scores.first + p, scores.stride, totals, BLOCKS, n_heads, factor
+        )
 
 
 @inner
@@ -220,32 +217,45 @@ def _exponentials(scores: Span, n: int) -> np.float32:
 
 @merged
 def _weighted_values(
-    kv: KvPages, context: Context, head_dim: int, weights: Rows, out: Rows, n_heads: int
+    kv: KvPages, context: Context, head_dim: int, weights: Rows, n_heads: int, out: Rows, width: int
 ) -> None:
-    """Write the sum over p < n of weights[p] * V[p], in rising p."""
+    """Write the sum over p < n of weights[p] * V[p], in rising p, but for the last d % 8."""
     for j in range(0, head_dim - 7, 8 * BLOCKS):
         n_tiles = min(BLOCKS, (head_dim - j) // 8)
-        totals = no_columns(BLOCKS, n_heads)
+        totals = no_columns(BLOCKS, width)
         for p in range(0, context.n, PAGE_TOKENS):
             v = _values(kv, context, head_dim, p) + j
             more = p + PAGE_TOKENS < context.n
             ahead = _values(kv, context, head_dim, p + PAGE_TOKENS) + j if more else v
             totals = add_columns(
                 totals, kv.values, v, head_dim, 8, n_tiles, min(PAGE_TOKENS, context.n - p),
-                weights.values, weights.first + p, weights.stride, ahead, head_dim,
+                weights.values, weights.first + p, weights.stride, n_heads, ahead, head_dim,
             )  # fmt: skip
         one = np.float32(1.0)
-        store_totals(out.values, out.first + j, out.stride, totals, n_tiles, one)
+        store_totals(out.values, out.first + j, out.stride, totals, n_tiles, n_heads, one)
+
+
+@inner
+def _finish(
+    kv: KvPages, context: Context, head_dim: int, weights: Rows, n_heads: int, out: Rows
+) -> None:
+    """Add up the last head_dim % 8 elements, and divide all by the sums of weights."""
     for head in range(n_heads):
+        w, one = row_of(weights, head, 0), row_of(out, head, 0)
         for j in range(head_dim - head_dim % 8, head_dim):
-            w = row_of(weights, head, 0)
             total = np.float32(0.0)
             for p in range(context.n):
                 start = p - p % PAGE_TOKENS
                 v = _values(kv, context, head_dim, start) + (p - start) * head_dim + j
                 product = np.float32(w.values[w.first + p] * from_stored(kv.values, v))
                 total = np.float32(total + product)
-            out.values[out.first + head * out.stride + j] = total
+            one.values[one.first + j] = total
+        divisor = w.values[w.first + weights.stride - 1]
+        for j in range(0, head_dim - 7, 8):
+            at = one.first + j
+            store(one.values, at, quotient(load(one.values, at), same(divisor)))
+        for j in range(head_dim - head_dim % 8, head_dim):
+            one.values[one.first + j] = np.float32(one.values[one.first + j] / divisor)
 
 
 @merged

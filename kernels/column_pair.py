@@ -92,7 +92,7 @@ def activate_pair(p: ColumnPair, h: Span, scratch: Span, q: Span) -> None:
             tile += p.tile_size
             at += BLOCK_FLOATS
         to = scratch.first + 4 * TILE_ROWS * t
-        store_totals(scratch.values, to, 0, totals, 4, np.float32(1.0))
+        store_totals(scratch.values, to, 0, totals, 4, 1, np.float32(1.0))
     # Gates and ups alternate: of stream a they are rows 2 i and 2 i + 1 of [t][a][8].
     for i in range(_STREAM_TILES // 2):
         for a in range(4):

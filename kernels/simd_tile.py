@@ -131,6 +131,7 @@ def add_columns(
     x: AnyArray,
     i: int,
     row_step: int,
+    n_rows: int,
     ahead: int,
     ahead_step: int,
 ) -> Totals:
@@ -151,7 +152,7 @@ def add_columns(
                 column = column.view(np.float16)
             column = column.astype(np.float32)
             for r in range(totals.shape[1]):
-                at = i + r * row_step + k
+                at = i + min(r, n_rows - 1) * row_step + k
                 result[a, r] = _multiply_add(column, x[at : _end(x, at, 1)][0], result[a, r])
     return result
 
@@ -319,11 +320,11 @@ def _with_products(
 @operation(
     add_columns, same_totals, TotalsType, types.Array, types.Integer, types.Integer,
     types.Integer, types.Integer, types.Integer, types.Array, types.Integer, types.Integer,
-    types.Integer, types.Integer,
+    types.Integer, types.Integer, types.Integer,
 )  # fmt: skip
 def _add_columns(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     totals, w, first, input_step, tile_step, n_tiles, n_inputs, x, i, row_step = args[:10]
-    ahead, ahead_step = args[10:]
+    n_rows, ahead, ahead_step = args[10:]
     shape, w_type, x_type = sig.args[0], sig.args[1], sig.args[7]
     item_bytes = w_type.dtype.bitwidth // 8
     last_input = builder.sub(n_inputs, n_inputs.type(1))
@@ -334,7 +335,7 @@ def _add_columns(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         end = builder.add(at, builder.mul(input_step, last_input))
         element_address(context, builder, w_type, w, end, 8 * item_bytes)  # checked as well
     for r in range(shape.n_rows):
-        at = builder.add(i, builder.mul(row_step, row_step.type(r)))
+        at = builder.add(i, builder.mul(row_step, clamped(builder, r, n_rows)))
         rows.append(element_address(context, builder, x_type, x, at, 4))
         element_address(context, builder, x_type, x, builder.add(at, last_input), 4)
     step_bytes = builder.mul(input_step, input_step.type(item_bytes))

@@ -63,10 +63,14 @@ def add_totals(
 
 
 def store_totals(
-    out: AnyArray, i: int, row_step: int, totals: Totals, n_tiles: int, factor: np.float32
-) -> None:
-    """Write the totals of n_tiles tiles, times a factor, to where `add_totals` adds them."""
-    flat = totals[:n_tiles].transpose(1, 0, 2).reshape(totals.shape[1], -1)
+    out: AnyArray, i: int, row_step: int, totals: Totals, n_tiles: int, n_rows: int,
+    factor: np.float32,
+) -> None:  # fmt: skip
+    """Write the totals of n_tiles tiles and n_rows rows, times a factor, side by side in each row.
+
+    Lane l of tile a and row r goes to out[i + r * row_step + 8 * a + l].
+    """
+    flat = totals[:n_tiles, :n_rows].transpose(1, 0, 2).reshape(n_rows, -1)
     for r in range(len(flat)):
         at = i + r * row_step
         out[at : _end(out, at, flat.shape[1])] = flat[r] * factor
@@ -178,14 +182,18 @@ def _add_totals(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 @operation(
     store_totals, types.none, types.Array, types.Integer, types.Integer, TotalsType, types.Integer,
-    types.Float,
+    types.Integer, types.Float,
 )  # fmt: skip
 def _store_totals(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    out, i, row_step, totals, n_tiles, factor = args
+    out, i, row_step, totals, n_tiles, n_rows, factor = args
     shape, out_type = sig.args[3], sig.args[0]
     factors = emit.splat(builder, factor)
     for (a, r), value in shape.lanes(builder, totals).items():
-        with builder.if_then(builder.icmp_signed("<", n_tiles.type(a), n_tiles)):
+        is_there = builder.and_(
+            builder.icmp_signed("<", n_tiles.type(a), n_tiles),
+            builder.icmp_signed("<", n_rows.type(r), n_rows),
+        )
+        with builder.if_then(is_there):
             at = builder.add(i, builder.mul(row_step, row_step.type(r)))
             at = builder.add(at, at.type(8 * a))
             pointer = element_address(context, builder, out_type, out, at, 32)
