@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba.extending import overload
 
 from kernels.emit import ZMM
 from kernels.formats import MOST_HEADS
@@ -114,37 +113,45 @@ def attend(
         context: whose keys and values are read, and how many.
         head_dim: d.
         q: the rotated queries (n_heads, d).
-        n_heads: 1 to 4, at most what `heads_together` says.
+        n_heads: 1 to 4.
         scores: scratch (n_heads, n rounded up to 32, and one more), in rows of scores.stride.
         out: (n_heads, d), written.
     """
-    if n_heads > 2:
-        _attend_many(kv, context, head_dim, q, n_heads, scores, out)
-    elif n_heads == 2:
-        _attend(kv, context, head_dim, q, n_heads, scores, out, 2)
+    if n_heads > 1:
+        _attend_together(kv, context, head_dim, q, n_heads, scores, out)
     else:
         _attend(kv, context, head_dim, q, n_heads, scores, out, 1)
 
 
-def _attend_many(
+@merged
+def _in_fours(
     kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
 ) -> None:
-    """Do it for three or four heads."""
-    _attend(kv, context, head_dim, q, n_heads, scores, out, MOST_HEADS)
+    """Do it for two heads, or for three or four."""
+    if n_heads > 2:
+        _attend(kv, context, head_dim, q, n_heads, scores, out, MOST_HEADS)
+    else:
+        _attend(kv, context, head_dim, q, n_heads, scores, out, 2)
 
 
-@overload(_attend_many)
-def _compiled_attend_many(
-    kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
-) -> Any:
-    """Leave it out where it is never used: it takes seconds to compile."""
-    return _attend_many if _HEADS > 2 else _attend_none
-
-
-def _attend_none(
+@merged
+def _in_pairs(
     kv: KvPages, context: Context, head_dim: int, q: Rows, n_heads: int, scores: Rows, out: Rows
 ) -> None:
-    pass
+    """Do it for two heads at a time."""
+    for head in range(0, n_heads, 2):
+        two = min(n_heads - head, 2)
+        q_two, scores_two, out_two = _from(q, head), _from(scores, head), _from(out, head)
+        _attend(kv, context, head_dim, q_two, two, scores_two, out_two, 2)
+
+
+_attend_together = _in_fours if ZMM else _in_pairs
+
+
+@merged
+def _from(rows: Rows, head: int) -> Rows:
+    """Return the rows of a head and those behind it."""
+    return Rows(rows.values, rows.first + head * rows.stride, rows.stride)
 
 
 @merged

@@ -21,19 +21,21 @@ from kernels.quantise import quantise
 from kernels.simd import load, scale, store
 from kernels.simd_exp import silu8
 from kernels.simd_pairs import add_pairs, add_pairs_to
-from kernels.simd_tile import no_totals
-from kernels.simd_totals import keep_totals, store_totals
+from kernels.simd_totals import keep_totals, no_columns, store_totals
 from kernels.spans import Span
 
-__all__ = ["ColumnPair", "Onward", "activate_pair", "add_down_pair"]
+__all__ = ["PAIR_FLOATS", "ColumnPair", "Onward", "activate_pair", "add_down_pair"]
 
 _STREAM_TILES = COLUMNS_PER_ATOM // TILE_ROWS  # row tiles of gate and up that each stream has
-# In scratch: gates and ups, then activations of both atoms, then what `keep_totals` writes.
+# Scratch: gates and ups, then activations of both atoms, then what `keep_totals` writes.
 _ACT, _KEPT = 4 * COLUMNS_PER_ATOM, 6 * COLUMNS_PER_ATOM
+PAIR_FLOATS = _KEPT + 4 * TILE_ROWS
 
 
 class ColumnPair(NamedTuple):
     """Two column atoms of a store, or one, which stands in for a second one that is not there.
+
+    It is then multiplied twice, in the same steps, and added once.
 
     Attributes:
         w: the store as elements of `weight_dtype`, with 8-bit activations.
@@ -60,7 +62,7 @@ class Onward(NamedTuple):
     """Where the thread reads on behind a pair of atoms, for prefetch.
 
     Attributes:
-        at: element where the next pair starts; negative: none does.
+        at: element where the next pair starts; negative: unknown, reading goes on behind this one.
         apart: elements from there to its second atom.
     """
 
@@ -75,13 +77,13 @@ def activate_pair(p: ColumnPair, h: Span, scratch: Span, q: Span) -> None:
     Args:
         p: the atoms.
         h: the normalised row, quantised blocks up to whole tiles.
-        scratch: 256 float32 of this thread.
+        scratch: PAIR_FLOATS elements of this thread.
         q: written, a block for each atom.
     """
     stream = _STREAM_TILES * p.k_tiles * p.tile_size
     down = p.first + p.down_skip
     for t in range(_STREAM_TILES):
-        totals = no_totals(p.w, 1, 0)
+        totals = no_columns(4, 1)
         tile = p.first + t * p.k_tiles * p.tile_size
         at = h.first
         for _ in range(p.k_tiles):
@@ -108,19 +110,20 @@ def activate_pair(p: ColumnPair, h: Span, scratch: Span, q: Span) -> None:
 def add_down_pair(
     p: ColumnPair, q: Span, total: Span, total_step: int, onward: Onward, scratch: Span
 ) -> None:
-    """Add the atoms' products to their sums, the first atom's first.
+    """Add each atom's products to the sum of its part, the first atom's first.
 
     Args:
         p: the atoms.
         q: their activations, a block for each.
-        total: (D,), the first atom's sum, written.
-        total_step: elements from there to the second one's; 0 if it is the same.
+        total: the first atom's sum (D,), in place.
+        total_step: elements from there to the second one's (D,), in place; 0: both have the same.
         onward: what is read next.
-        scratch: 256 float32 of this thread.
+        scratch: PAIR_FLOATS elements of this thread.
     """
-    n_tiles = (p.hidden + TILE_ROWS - 1) // TILE_ROWS
     # Both streams have as many tiles: of an odd number the one in the middle is read by both.
-    n_steps, second = (n_tiles + 1) // 2, n_tiles // 2
+    second = _down_tiles(p) // 2
+    n_steps = _down_tiles(p) - second
+    is_even = n_steps == second
     begin, step = p.first + p.down_skip, _down_step(p)
     end = begin + n_steps * p.tile_size
     onward_at = end if onward.at < 0 else onward.at
@@ -129,11 +132,11 @@ def add_down_pair(
     row_step = BLOCK_FLOATS if p.n_atoms > 1 else 0
     for t in range(n_steps):
         totals = add_pairs(
-            no_totals(p.w, 1, 0), p.w, begin + t * p.tile_size, step, p.apart, q.values, q.first,
+            no_columns(4, 1), p.w, begin + t * p.tile_size, step, p.apart, q.values, q.first,
             row_step, end, onward_at, onward_step, onward_apart,
         )  # fmt: skip
         at = total.first + TILE_ROWS * t
-        if (t > 0 or n_steps == second) and TILE_ROWS * (second + t + 1) <= p.hidden:
+        if (t > 0 or is_even) and TILE_ROWS * (second + t + 1) <= p.hidden:
             add_pairs_to(total.values, at, TILE_ROWS * second, total_step, totals, p.n_atoms)
         else:
             keep_totals(scratch.values, scratch.first + _KEPT, totals)
@@ -142,15 +145,21 @@ def add_down_pair(
 
 
 @merged
+def _down_tiles(p: ColumnPair) -> int:
+    """Return the row tiles of down."""
+    return (p.hidden + TILE_ROWS - 1) // TILE_ROWS
+
+
+@merged
 def _down_step(p: ColumnPair) -> int:
     """Return the elements from where an atom's first stream of down begins to its second one."""
-    return (p.hidden + TILE_ROWS - 1) // TILE_ROWS // 2 * p.tile_size
+    return _down_tiles(p) // 2 * p.tile_size
 
 
 @merged
 def _add_some(p: ColumnPair, t: int, kept: Span, total: Span, total_step: int) -> None:
     """Add what is there of totals of step t: not the middle tile twice, no rows behind the last."""
-    n_tiles = (p.hidden + TILE_ROWS - 1) // TILE_ROWS
+    n_tiles = _down_tiles(p)
     second = n_tiles // 2
     for a in range(2 * p.n_atoms):
         skip = a % 2 * TILE_ROWS * second

@@ -57,5 +57,8 @@ def weight_dtype(fmt: WeightFormat, int8: bool) -> Any:
 
 
 def kept_floats(n_rows: int) -> int:
-    """Return how much scratch `matvec` takes for that many rows; steps take 5 or 8 of them."""
+    """Return how much scratch `matvec` takes for that many rows, in steps of 5 or 8.
+
+    Column pairs take less.
+    """
     return PANEL_FLOATS + KEPT_FLOATS * -(-n_rows // 40) * 40

@@ -15,7 +15,6 @@ has the tiles, `quantise` the rows, `simd_tile` what one step does.
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
-from numba import types
 from numba.extending import overload
 
 from kernels.emit import ZMM
@@ -23,7 +22,7 @@ from kernels.formats import BLOCK_FLOATS
 from kernels.jit import inner, merged
 from kernels.matmul import multiply
 from kernels.quantise import quantises
-from kernels.simd_tile import add_adjoining, add_tiles, n_tiles_for, no_totals
+from kernels.simd_tile import INT8, add_adjoining, add_tiles, n_tiles_for, no_totals
 from kernels.simd_totals import add_totals, keep_totals, kept_totals
 from kernels.spans import Matrix, Rows, Span
 
@@ -49,7 +48,6 @@ class Walk(NamedTuple):
 MANY_ROWS = 8  # of one step, as many as registers hold
 # What many rows read of the weights before they go on, half of a small L1 cache.
 BLOCK_BYTES = 16384
-_INT8_TYPES = (types.int64, types.uint64)
 
 
 @inner
@@ -128,7 +126,7 @@ def _compiled_several(
     m: Matrix, first_tile: int, stop_tile: int, x: Rows, out: Rows, n_rows: int, kept: Span
 ) -> Any:
     """Leave `multiply` out where it is never used: it takes seconds to compile."""
-    return _several if ZMM and m[0].dtype not in _INT8_TYPES else _only_blocks
+    return _several if ZMM and str(m[0].dtype) not in INT8 else _only_blocks
 
 
 def _only_blocks(

@@ -93,5 +93,5 @@ def add_rows(out: Rows, addend: Rows, n_rows: int, start: int, stop: int) -> Non
 
 @merged
 def kept(team: Team, m: Member) -> Span:
-    """Return this thread's scratch for `matvec`."""
+    """Return this thread's scratch for `matvec` and `column_pair`."""
     return Span(m.scratch, m.table[at.KEPT] + team.tid * m.table[at.KEPT_STRIDE])

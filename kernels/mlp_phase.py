@@ -13,7 +13,6 @@ give the same bits.
 
 from typing import Any, NamedTuple
 
-from numba import types
 from numba.extending import overload
 
 from kernels import tables as at
@@ -28,14 +27,13 @@ from kernels.member import Member, add_rows, kept, norm_rows, preset, quantise_r
 from kernels.mlp import gate_up
 from kernels.quantise import quantise, quantises
 from kernels.relay import await_thread, pass_on, stamp_of
-from kernels.simd_tile import N_STREAMS
+from kernels.simd_tile import INT8, N_STREAMS
 from kernels.spans import Matrix, Rows, Span, share
 
 __all__ = ["run_mlp"]
 
 _PAIRS = COLUMNS_PER_ATOM // TILE_ROWS
 _ATOMS_A_THREAD = 4
-_INT8_TYPES = (types.int64, types.uint64)
 
 
 class Columns(NamedTuple):
@@ -150,10 +148,8 @@ def _add_whole_atoms(
     team: Team, m: Member, columns: Columns, begin: int, end: int, h: Rows
 ) -> None:
     """Add atoms begin .. end - 1 to the sums of their parts, gate and up, then down."""
-    if N_STREAMS == 4 and quantises(m.w):
-        _by_pairs(team, m, columns, begin, end, h)
-    else:
-        _one_by_one(team, m, columns, begin, end, h)
+    way = _by_pairs if _are_paired(m.w.dtype) else _one_by_one
+    way(team, m, columns, begin, end, h)
 
 
 @overload(_add_whole_atoms)
@@ -161,7 +157,12 @@ def _compiled_add_whole_atoms(
     team: Team, m: Member, columns: Columns, begin: int, end: int, h: Rows
 ) -> Any:
     """Leave out what is never used: it takes seconds to compile."""
-    return _by_pairs if N_STREAMS == 4 and m[0].dtype in _INT8_TYPES else _one_by_one
+    return _by_pairs if _are_paired(m[0].dtype) else _one_by_one
+
+
+def _are_paired(dtype: Any) -> bool:
+    """Return whether a row reads column atoms two at a time, by the dtype of weights."""
+    return N_STREAMS == 4 and str(dtype) in INT8
 
 
 def _by_pairs(team: Team, m: Member, columns: Columns, begin: int, end: int, h: Rows) -> None:

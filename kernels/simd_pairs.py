@@ -86,6 +86,9 @@ def _add_pairs(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     totals, w, tile, tile_step, pair_step, x, i, row_step = args[:8]
     end, following, following_step, following_pair_step = args[8:]
     shape, w_type, x_type = sig.args[0], sig.args[1], sig.args[5]
+    dtype = str(w_type.dtype)
+    assert dtype in INT8
+    assert (shape.n_tiles, shape.n_rows) == (4, 1)
     n_bytes, row_bytes = tile_sizes(w_type)
     places = _places(builder, tile, tile_step, pair_step)
     is_inside, skip = skip_ahead(builder, w_type, tile, end, following)
@@ -98,9 +101,7 @@ def _add_pairs(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         element_address(context, builder, x_type, x, at, row_bytes)
         for at in (i, builder.add(i, row_step))
     ]
-    dtype, old = str(w_type.dtype), shape.unpack(builder, totals)
-    assert dtype in INT8
-    new = []
+    old, new = shape.unpack(builder, totals), []
     for p in range(2):
         pair = slice(2 * p, 2 * p + 2)
         new += integer_products(builder, dtype == "int64", tiles[pair], [rows[p]], old[pair])
@@ -113,7 +114,9 @@ def _add_pairs(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 )  # fmt: skip
 def _add_pairs_to(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     out, i, tile_step, pair_step, totals, n_pairs = args
-    vectors = sig.args[4].unpack(builder, totals)
+    shape = sig.args[4]
+    assert (shape.n_tiles, shape.n_rows) == (4, 1)
+    vectors = shape.unpack(builder, totals)
     places = _places(builder, i, tile_step, pair_step)
 
     def add(pair: slice) -> None:

@@ -43,7 +43,7 @@ Totals = npt.NDArray[np.float32]
 
 
 def no_columns(n_tiles: int, n_rows: int) -> Totals:
-    """Return zeros for `add_columns`, for literal numbers, of tiles an even one."""
+    """Return zeros for steps of literal numbers of tiles, an even one, and rows."""
     return np.zeros((n_tiles, n_rows, N_LANES), np.float32)
 
 

@@ -244,14 +244,22 @@ def geometry(**changes: object) -> Geometry:
 
 
 def step_bits(geometry: Geometry, kv_dtype: type, int8: bool) -> str:
-    """Return residual and logits of five rows, bit by bit: to compare processes and CPUs."""
+    """Return residuals and logits of five rows and then of one, bit by bit.
+
+    To compare processes and CPUs. A single row goes atom by atom where there are a few.
+    """
     stage = make_stage(make_model(geometry), kv_dtype=kv_dtype, int8=int8)
-    stage.begin(np.zeros(5, np.int32), np.arange(5, dtype=np.int32))
-    x = np.random.default_rng(2).standard_normal((5, geometry.hidden_size)).astype(np.float32)
-    stage.run_layers(x)
-    out = np.zeros((5, geometry.vocab_size), np.float32)
-    stage.logits(x, out)
-    return f"{x.tobytes().hex()} {out.tobytes().hex()}"
+    found = []
+    for n_rows, first in ((5, 0), (1, 5)):
+        positions = np.arange(first, first + n_rows, dtype=np.int32)
+        stage.begin(np.zeros(n_rows, np.int32), positions)
+        shape = n_rows, geometry.hidden_size
+        x = np.random.default_rng(n_rows).standard_normal(shape).astype(np.float32)
+        stage.run_layers(x)
+        out = np.zeros((n_rows, geometry.vocab_size), np.float32)
+        stage.logits(x, out)
+        found += [x.tobytes().hex(), out.tobytes().hex()]
+    return " ".join(found)
 
 
 @functools.cache  # compiled once a process

@@ -14,6 +14,7 @@ import pytest
 from numba import config
 
 from kernels.attention import Context, KvPages, append_kv, attend
+from kernels.column_pair import PAIR_FLOATS, Onward
 from kernels.formats import BLOCK_FLOATS, kept_floats, weight_dtype
 from kernels.jit import JIT_DISABLED
 from kernels.layout import TILE_BYTES, WeightFormat
@@ -28,7 +29,7 @@ from kernels.simd_tile import add_tiles
 from kernels.simd_totals import add_totals
 from kernels.spans import Matrix, Rows, Span
 from kernels.tiles import pack_matrix
-from tests.kernel import test_column_pair as column_pair
+from tests.kernel.column_pairs import FORMATS, SIZES, TwoAtoms, run_pair
 from tests.kernel_models import callable_from_python
 
 pytestmark = [
@@ -125,14 +126,14 @@ def test_matvec(
 
 
 @pytest.mark.parametrize("n_atoms", [1, 2])
-@pytest.mark.parametrize("hidden", column_pair.SIZES)
-@pytest.mark.parametrize("fmt", column_pair.FORMATS)
+@pytest.mark.parametrize("hidden", SIZES)
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_column_pair(fmt: WeightFormat, hidden: int, n_atoms: int, guarded: Guarded) -> None:
-    case = column_pair.Case(fmt, hidden)
+    case = TwoAtoms(fmt, hidden)
     q, sums = guarded(np.zeros(n_atoms * BLOCK_FLOATS, np.float32)), guarded(case.sums)
-    scratch, h = Span(guarded(np.zeros(256, np.float32)), 0), Span(guarded(case.h), 0)
+    scratch, h = Span(guarded(np.zeros(PAIR_FLOATS, np.float32)), 0), Span(guarded(case.h), 0)
     pair = case.pair(guarded(case.w, read_only=True), n_atoms)
-    column_pair.run_pair(pair, h, Span(q, 0), Span(sums, 0), hidden, scratch)
+    run_pair(pair, h, Span(q, 0), Span(sums, 0), hidden, Onward(-1, 0), scratch)
     expected_q, expected_sums = case.one_by_one(n_atoms, hidden)
     np.testing.assert_array_equal(q.view(np.uint32), expected_q.view(np.uint32))
     np.testing.assert_array_equal(sums, expected_sums)
@@ -197,3 +198,8 @@ def test_attention(dtype: type, n_heads: int, d: int, n: int, guarded: Guarded) 
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     exact = weights / weights.sum(axis=1, keepdims=True) @ v
     np.testing.assert_allclose(out.reshape(n_heads, d), exact, atol=1e-5)
+    for head in range(n_heads):  # a head alone gives the same bits
+        alone = np.zeros(d, np.float32)
+        query = Rows(q[head], 0, d)
+        run(kv, Context(0, 0, n), d, query, 1, Rows(scores, 0, stride), Rows(alone, 0, d))
+        np.testing.assert_array_equal(alone, out[head * d : (head + 1) * d])

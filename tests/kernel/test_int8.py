@@ -128,7 +128,7 @@ import numpy as np
 from kernels.layout import WeightFormat
 from tests.kernel_models import geometry, step_bits
 for fmt, kv_dtype in ((WeightFormat.Q8, np.uint16), (WeightFormat.Q4, np.int8)):
-    print(step_bits(geometry(fmt=fmt), kv_dtype, int8=True))
+    print(step_bits(geometry(fmt=fmt, n_columns=150), kv_dtype, int8=True))
 """
 
 

@@ -185,7 +185,8 @@ def test_writing_a_position_again_is_harmless() -> None:
 def test_thread_count_changes_no_bit(
     n_threads: int, fmt: WeightFormat, kv_dtype: type, int8: bool
 ) -> None:
-    g = geometry(n_heads=6, n_kv_heads=3, fmt=fmt)
+    # Heads of a group attend together, three as four or as a pair and one, as threads have work.
+    g = geometry(n_heads={2: 9, 3: 6, 5: 12}[n_threads], n_kv_heads=3, fmt=fmt)
     model = make_model(g)
     x = rows(9, 40)
     results = []
@@ -205,33 +206,6 @@ def test_thread_count_changes_no_bit(
     uneven.close()
     for one, many in [*zip(*results[:2], strict=True), *zip(*results[::2], strict=True)]:
         np.testing.assert_array_equal(one, many)
-
-
-@pytest.mark.skipif(JIT_DISABLED, reason="without JIT there is one thread")
-@pytest.mark.parametrize("n_atoms", [1, 7, 16, 35, 70])
-def test_threads_that_share_parts_of_the_columns_change_no_bit(n_atoms: int) -> None:
-    g = geometry(n_columns=32 * n_atoms - 5, fmt=WeightFormat.Q8)
-    model = make_model(g)
-    x, n_threads = rows(4, 40), 4
-    stage = make_stage(model, int8=True)
-    begin(stage, [0] * 4, list(range(4)))
-    together = np.zeros_like(x)
-    stage.mlp(1, x, together)  # several rows add up in another way
-    pool, rng = Pool(n_threads), np.random.default_rng(n_atoms)
-    stage = make_stage(model, None, pool, int8=True)
-    for case in range(12):
-        # Ends anywhere, also within parts, with threads that have nothing among them.
-        ends = np.sort(rng.integers(0, n_atoms + 1, n_threads - 1)) if case else [0, 0, n_atoms]
-        bounds = [0, *(WHOLE * int(end) // n_atoms for end in ends), WHOLE]
-        one = np.zeros_like(x[:1])
-        for i in range(4):
-            for tid in range(n_threads):  # each job changes them
-                words = pool.sync[THREADS + THREAD_WORDS * tid :]
-                words[FIRST], words[STOP] = bounds[tid : tid + 2]
-            begin(stage, [0], [i])
-            stage.mlp(1, x[i : i + 1], one)
-            np.testing.assert_array_equal(one[0], together[i])
-    pool.close()
 
 
 @pytest.mark.skipif(JIT_DISABLED, reason="without JIT there is one thread")

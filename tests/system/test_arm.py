@@ -32,7 +32,7 @@ from agent.warm import warm_kernels
 from kernels.layout import WeightFormat
 from kernels.target import has
 from tests.kernel_models import geometry, step_bits
-g = geometry(fmt=WeightFormat.Q8)
+g = geometry(fmt=WeightFormat.Q8, n_columns=150)
 exact = sys.argv[1] == "exact"
 if not exact:
     warm_kernels(g, "f16", True)
