@@ -32,6 +32,7 @@ class ReadBytes:
         groups_bytes, columns_bytes = self._groups * g.head_group_bytes, columns * g.column_bytes
         self._weights = np.concatenate([groups_bytes, columns_bytes])
         self._page_bytes = kv_shape(member.assignment, g).page_bytes
+        self._stage_weights, self._n_groups = int(self._weights.sum()), int(self._groups.sum())
         self._none = np.zeros(2 * self._n_layers, np.int64)
         self.vocab = count_atoms(member.assignment.vocab) * g.vocab_bytes
 
@@ -41,14 +42,22 @@ class ReadBytes:
         Args:
             rows: (n, 2) uint32, context and position.
         """
+        found = self._weights.copy()
+        found[: self._n_layers] += self._groups * self._group_bytes(rows)
+        return found
+
+    def of_stage(self, rows: npt.NDArray[np.uint32]) -> int:
+        """Return the sum of `of_rows`."""
+        return self._stage_weights + self._n_groups * self._group_bytes(rows)
+
+    def _group_bytes(self, rows: npt.NDArray[np.uint32]) -> int:
+        """Return the bytes of keys and values that one head group reads for the rows."""
         if len(rows) == 1:
             n_tokens = int(rows[0, 1]) + 1
         else:
             kv_ids = rows[:, 0]
             n_tokens = sum(int(rows[kv_ids == i, 1].max()) + 1 for i in np.unique(kv_ids))
-        found = self._weights.copy()
-        found[: self._n_layers] += self._groups * (n_tokens * self._page_bytes // PAGE_TOKENS)
-        return found
+        return n_tokens * self._page_bytes // PAGE_TOKENS
 
     @property
     def nothing(self) -> I64Array:

@@ -102,7 +102,7 @@ class Stepper:
         self._samples = samples
         self._pace = pace
         self._reads = ReadBytes(member)
-        self._read_bytes = self._reads.nothing
+        self._read_bytes: npt.NDArray[np.int64] | None = None
         n_layers = 1 + max(member.layer_index, default=-1)
         self._layer_index = np.full(n_layers, -1, np.int32)
         for layer, index in member.layer_index.items():
@@ -150,7 +150,7 @@ class Stepper:
         call = self._kernels.phase_call(views.x, views.out)
         x, out = views.x.reshape(-1), views.out.reshape(-1)
         # Many rows are bound by arithmetic: their time says nothing about the next token's.
-        read_bytes = self._read_bytes if header.n_rows == 1 else self._reads.nothing
+        read_bytes = self._half_bytes(views) if header.n_rows == 1 else self._reads.nothing
         return StageCall(self._layer_index, read_bytes, views.x_wire, x, out, views.out_wire, *call)
 
     def _half_layer(self, header: Header, views: _Views) -> int:
@@ -170,7 +170,7 @@ class Stepper:
         if f16:
             views.encode_out()
         n_layers = len(self._member.layer_index)
-        n_read = int(self._read_bytes[layer + (header.phase is Phase.MLP) * n_layers])
+        n_read = int(self._half_bytes(views)[layer + (header.phase is Phase.MLP) * n_layers])
         self._finish_call(n_read, header.n_rows, started_ns)
         return self._reply(header, FrameType.PARTIAL, views.x_bytes, started_ns)
 
@@ -189,8 +189,13 @@ class Stepper:
         started_ns = perf_counter_ns()
         if f16:
             views.decode()
+        n_read = self._reads.of_stage(views.rows)
+        if len(samplers) == header.n_rows:
+            kind, n_bytes = self._vocab.answer(views.x, samplers, layers_first=True)
+            self._finish_call(n_read + self._reads.vocab, header.n_rows, started_ns)
+            return self._reply(header, kind, n_bytes, started_ns)
         self._kernels.run_layers(views.x)
-        self._finish_call(int(self._read_bytes.sum()), header.n_rows, started_ns)
+        self._finish_call(n_read, header.n_rows, started_ns)
         if samplers:
             kind, n_bytes = self._answer_vocab(self._tail(views, len(samplers)), samplers)
             return self._reply(header, kind, n_bytes, started_ns)
@@ -248,8 +253,14 @@ class Stepper:
         self._kv.prepare(views.rows, views.slots)
         views.positions[:] = views.rows[:, 1]
         self._kernels.begin(views.slots, views.positions)
-        self._read_bytes = self._reads.of_rows(views.rows)
+        self._read_bytes = None
         self._last_rows = bytes(views.row_bytes)
+
+    def _half_bytes(self, views: _Views) -> npt.NDArray[np.int64]:
+        """Return what each half layer reads for the rows begun; counted once a step."""
+        if self._read_bytes is None:
+            self._read_bytes = self._reads.of_rows(views.rows)
+        return self._read_bytes
 
     def _tail(self, views: _Views, n_rows: int) -> F32:
         """Return the last rows of x after telling the kernels that only these go on."""

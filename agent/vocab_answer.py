@@ -4,6 +4,7 @@ Writes TOP and LOGITS payloads (`vocab_payload`) into the outgoing frame. Which 
 coordinator's business.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class VocabAnswer:
         self._exponentials = np.zeros(LOG_SUM_CHUNK, np.float64)
         # The row of a token that is written alone, and its calls: arguments are encoded once.
         self._row = self._logits[0]
-        self._best_of_row = top_candidates.bind(self._top_args(self._row), 2, 1)
+        self._best_of_row = top_candidates.bind(self._top_args(self._row, 1), 2, 1)
         self._temperature, self._sum_of_row = 1.0, self._bind_sum(1.0)
 
     def check(self, samplers: list[SamplerRow]) -> None:
@@ -66,16 +67,24 @@ class VocabAnswer:
                 f"{MAX_FRAME_BYTES} are possible: ask for fewer rows at once"
             )
 
-    def answer(self, x: F32, samplers: list[SamplerRow]) -> tuple[FrameType, int]:
+    def answer(
+        self, x: F32, samplers: list[SamplerRow], layers_first: bool = False
+    ) -> tuple[FrameType, int]:
         """Write the payload that answers rows x, (len(samplers), D), into the outbox.
+
+        Args:
+            x: residuals; those that the stage begins with, replaced, if layers_first.
+            samplers: what each row asks for.
+            layers_first: whether the rows go through all layers of the stage before.
 
         Returns:
             The frame's type and the payload's size in bytes.
         """
+        run = self._kernels.run_all if layers_first else self._kernels.logits
         if samplers[0].full_logits:
-            return FrameType.LOGITS, self._full(x, samplers)
+            return FrameType.LOGITS, self._full(x, samplers, run)
         logits = self._logits[: len(samplers)]
-        self._kernels.logits(x, logits)
+        run(x, logits)
         if len(samplers) == 1:
             tops = [self._top_of_row(samplers[0])]
         else:
@@ -84,11 +93,11 @@ class VocabAnswer:
         self._outbox_bytes[HEADER_BYTES : HEADER_BYTES + len(payload)] = payload
         return FrameType.TOP, len(payload)
 
-    def _full(self, x: F32, samplers: list[SamplerRow]) -> int:
+    def _full(self, x: F32, samplers: list[SamplerRow], run: Callable[[F32, F32], None]) -> int:
         n_bytes = 4 * len(samplers) * len(self._ids)
         raw = self._outbox[HEADER_BYTES : HEADER_BYTES + n_bytes]
         logits = raw.view(np.float32).reshape(len(samplers), len(self._ids))
-        self._kernels.logits(x, logits)
+        run(x, logits)
         for row, sampler in zip(logits, samplers, strict=True):
             self._penalise(row, sampler)
         return n_bytes
@@ -97,7 +106,7 @@ class VocabAnswer:
         """Return one row's candidates; `logits` is penalised in place."""
         self._penalise(logits, sampler)
         total = log_sum_exp_with(logits, float(sampler.temperature or 1.0), self._exponentials)
-        return self._candidates(total, top_candidates(*self._top_args(logits)))
+        return self._candidates(total, top_candidates(*self._top_args(logits, _n_wanted(sampler))))
 
     def _top_of_row(self, sampler: SamplerRow) -> TopRow:
         """Do the same for the only row."""
@@ -105,13 +114,13 @@ class VocabAnswer:
         temperature = float(sampler.temperature or 1.0)
         if temperature != self._temperature:
             self._temperature, self._sum_of_row = temperature, self._bind_sum(temperature)
-        return self._candidates(self._sum_of_row(), self._best_of_row(TOP_CANDIDATES))
+        return self._candidates(self._sum_of_row(), self._best_of_row(_n_wanted(sampler)))
 
     def _bind_sum(self, temperature: float) -> Bound:
         return log_sum_exp_with.bind((self._row, temperature, self._exponentials), 3, 0)
 
-    def _top_args(self, logits: F32) -> tuple[Any, ...]:
-        return logits, self._ids, TOP_CANDIDATES, self._top_ids, self._top_logits
+    def _top_args(self, logits: F32, n: int) -> tuple[Any, ...]:
+        return logits, self._ids, n, self._top_ids, self._top_logits
 
     def _candidates(self, total: float, n: int) -> TopRow:
         return TopRow(total, self._top_ids[:n].copy(), self._top_logits[:n].copy())
@@ -123,3 +132,8 @@ class VocabAnswer:
             ids = self._penalised[:n_ids]
             ids[:] = sampler.penalised_ids
             penalise(logits, self._first_ids, self._n_rows, ids, float(sampler.penalty))
+
+
+def _n_wanted(sampler: SamplerRow) -> int:
+    """Return how many candidates a row asks for: a greedy one, only the best."""
+    return TOP_CANDIDATES if sampler.temperature else 1

@@ -4,6 +4,7 @@ Replies carry no row table; their seq says what they answer. Views into the inbo
 the next exchange.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,7 +99,7 @@ class ReplyReader:
             self.check([reply], FrameType.TOP, reply.header.wire, reply.header.payload_bytes)
             # A copy: candidates outlive the exchange.
             top = read_top_rows(bytes(self.payload(reply)), n_rows)
-            if not all(np.isfinite(t.log_sum_exp) for t in top):
+            if not all([math.isfinite(t.log_sum_exp) for t in top]):
                 raise self.non_finite(reply.header.rank, "the logits")
             by_rank.append(top)
         return [list(tops) for tops in zip(*by_rank, strict=True)]

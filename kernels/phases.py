@@ -60,7 +60,7 @@ def run_stage(
     """Run the phases named by `what` for layers [first_layer, stop_layer).
 
     With RESIDUAL each partial sum is added to x in place (the member holds whole layers) and out
-    is left alone; else out receives the partial sum of the single phase that is named. x is
+    is for logits, if they are asked for; else out receives the single phase that is named. x is
     (n_rows, D) and out (n_rows, out_columns) float32, C-contiguous, given by their addresses.
 
     Thread 0 runs one job. The others stay, do their share of every job that thread 0 runs, and
@@ -96,13 +96,12 @@ def _run_phases(team: Team, m: Member) -> None:
     x = Rows(floats_at(x_address, n_rows * hidden), 0, hidden)
     out = Rows(floats_at(out_address, n_rows * columns), 0, columns)
     in_place = what & RESIDUAL != 0
-    if in_place:
-        out = Rows(m.scratch, m.table[at.PARTIAL], hidden)
+    partial = Rows(m.scratch, m.table[at.PARTIAL], hidden) if in_place else out
     for layer in range(first_layer, stop_layer):
         if what & ATTENTION:
-            _attention(team, m, layer, n_rows, x, out, in_place)
+            _attention(team, m, layer, n_rows, x, partial, in_place)
         if what & MLP:
-            run_mlp(team, m, layer, n_rows, x, out, in_place)
+            run_mlp(team, m, layer, n_rows, x, partial, in_place)
     if what & LOGITS:
         _logits(team, m, n_rows, x, out)
 

@@ -30,6 +30,7 @@ F32Array = npt.NDArray[np.float32]
 I32Array = npt.NDArray[np.int32]
 
 _F32 = np.dtype(np.float32)
+_LAYERS = ATTENTION + MLP + RESIDUAL
 
 
 class PhaseCall(NamedTuple):
@@ -169,12 +170,9 @@ class StageKernels:
         Raises:
             InputError: the member does not hold every atom of its layers, or x is wrong.
         """
-        if not self._has_all:
-            raise InputError("run_layers needs a member that holds every atom of its layers")
-        if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
-            raise self._array_error("x", x, self._hidden)
+        self._check_layers(x)
         address = x.ctypes.data
-        self._run(ATTENTION + MLP + RESIDUAL, 0, self.n_layers, address, address, self._hidden)
+        self._run(_LAYERS, 0, self.n_layers, address, address, self._hidden)
 
     def logits(self, x: F32Array, out: F32Array) -> None:
         """Write final norm and vocabulary rows for every row, in the order of atoms.vocab.
@@ -186,15 +184,23 @@ class StageKernels:
         Raises:
             InputError: the member holds no vocabulary, or an array is wrong.
         """
-        if not self._has_vocab:
-            raise InputError("this member holds no vocabulary rows; ask another member for logits")
-        if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
-            raise self._array_error("x", x, self._hidden)
-        if out.shape != (self._n_rows, self.n_local_rows) or out.dtype != _F32:
-            raise self._array_error("out", out, self.n_local_rows)
-        if not out.flags.carray:
-            raise self._array_error("out", out, self.n_local_rows)
+        self._check_logits(x, out)
         self._run(LOGITS, 0, 0, x.ctypes.data, out.ctypes.data, self.n_local_rows)
+
+    def run_all(self, x: F32Array, out: F32Array) -> None:
+        """Do `run_layers` and then `logits` in one call of the kernels: a token in one piece.
+
+        Args:
+            x: as for `run_layers`.
+            out: as for `logits`.
+
+        Raises:
+            InputError: as by both.
+        """
+        self._check_layers(x)
+        self._check_logits(x, out)
+        addresses = x.ctypes.data, out.ctypes.data
+        self._run(_LAYERS + LOGITS, 0, self.n_layers, *addresses, self.n_local_rows)
 
     def phase_call(self, x: F32Array, out: F32Array) -> PhaseCall:
         """Return how compiled code runs `attention` and `mlp` on the rows begun.
@@ -225,6 +231,22 @@ class StageKernels:
         if not 0 <= layer < self.n_layers:
             raise InputError(f"layer index {layer} is not in 0 .. {self.n_layers - 1}")
         self._run(what, layer, layer + 1, *self._addresses, self._hidden)
+
+    def _check_layers(self, x: F32Array) -> None:
+        if not self._has_all:
+            raise InputError("run_layers needs a member that holds every atom of its layers")
+        if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
+            raise self._array_error("x", x, self._hidden)
+
+    def _check_logits(self, x: F32Array, out: F32Array) -> None:
+        if not self._has_vocab:
+            raise InputError("this member holds no vocabulary rows; ask another member for logits")
+        if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
+            raise self._array_error("x", x, self._hidden)
+        if out.shape != (self._n_rows, self.n_local_rows) or out.dtype != _F32:
+            raise self._array_error("out", out, self.n_local_rows)
+        if not out.flags.carray:
+            raise self._array_error("out", out, self.n_local_rows)
 
     def _check_phase(self, x: F32Array, out: F32Array) -> None:
         """Check the arrays of a phase and remember them until the next begin()."""

@@ -51,7 +51,7 @@ class InProcess:
         self._directory = directory
         self._x = np.zeros((1, directory.config.hidden_size), np.float32)
         self._logits = np.zeros((1, directory.config.vocab_size), np.float32)
-        self._ids, self._best = np.zeros(256, np.uint32), np.zeros(256, np.float32)
+        self._ids, self._best = np.zeros(1, np.uint32), np.zeros(1, np.float32)
         self._slots = np.zeros(1, np.int32)
         self._member.kv.apply([KvOp(KvOpCode.OPEN, KvId(1), CONTEXT_TOKENS)])
 
@@ -63,10 +63,9 @@ class InProcess:
         positions = np.array([pos], np.int32)
         started_s = time.perf_counter()
         kernels.begin(self._slots, positions)
-        kernels.run_layers(self._x)
-        kernels.logits(self._x, self._logits)
+        kernels.run_all(self._x, self._logits)
         log_sum_exp(self._logits[0], 1.0)
-        top_candidates(self._logits[0], self._member.vocab_ids, 256, self._ids, self._best)
+        top_candidates(self._logits[0], self._member.vocab_ids, 1, self._ids, self._best)
         return time.perf_counter() - started_s
 
     def close(self) -> None:

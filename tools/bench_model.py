@@ -112,8 +112,7 @@ class BenchModel:
         """Return the seconds that n_tokens take, one after the other, from position depth on."""
         started_s = time.perf_counter()
         for position in range(depth, depth + n_tokens):
-            self._run_layers(position, 1)
-            self._run_vocab(position, 1)
+            self._member.kernels.run_all(self._begun(position, 1), self._logits)
         return self._checked_s(time.perf_counter() - started_s)
 
     def prefill_s(self, depth: int, n_tokens: int) -> float:
@@ -121,7 +120,8 @@ class BenchModel:
         started_s = time.perf_counter()
         stop = depth + n_tokens
         for first in range(depth, stop, self._max_rows):
-            self._run_layers(first, min(self._max_rows, stop - first))
+            n_rows = min(self._max_rows, stop - first)
+            self._member.kernels.run_layers(self._begun(first, n_rows))
         n_last = (n_tokens - 1) % self._max_rows + 1
         self._run_vocab(stop - 1, n_last)
         return self._checked_s(time.perf_counter() - started_s)
@@ -150,12 +150,12 @@ class BenchModel:
         self._slots[:] = slots[0]
         kv.pages[:] = _random_page(rng, kv.shape)
 
-    def _run_layers(self, first: int, n_rows: int) -> None:
+    def _begun(self, first: int, n_rows: int) -> npt.NDArray[np.float32]:
+        """Return n_rows fresh rows, begun at positions from `first` on."""
         x = self._x[:n_rows]
         x[:] = self._embeddings[:n_rows]
-        kernels = self._member.kernels
-        kernels.begin(self._slots[:n_rows], self._positions[first : first + n_rows])
-        kernels.run_layers(x)
+        self._member.kernels.begin(self._slots[:n_rows], self._positions[first : first + n_rows])
+        return x
 
     def _run_vocab(self, position: int, n_rows: int) -> None:
         """Write the logits of the last one of n_rows rows."""

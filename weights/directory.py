@@ -72,7 +72,10 @@ class ModelDirectory:
         self.manifest = manifest
         self.weights: npt.NDArray[np.uint8] = np.frombuffer(mapping, dtype=np.uint8)
         self._mapping = mapping
-        self._verified_embedding: set[int] = set()
+        # Blobs of embedding rows whose hashes were checked.
+        self._embedding: dict[int, npt.NDArray[np.uint8]] = {}
+        self._vocab_size = manifest.config.vocab_size
+        self._hidden_size, self._fmt = manifest.config.hidden_size, manifest.fmt
         # A tied model's embedding rows are its vocab rows.
         self._row_kind: AtomKind = "vocab" if manifest.config.tied_embeddings else "embedding"
 
@@ -124,9 +127,8 @@ class ModelDirectory:
         Raises:
             ModelError: naming the first atom that is damaged.
         """
-        n_atoms = len(self.manifest.section(self._row_kind).hashes)
-        self.verify_atoms(self.manifest.atom(self._row_kind, -1, i) for i in range(n_atoms))
-        self._verified_embedding.update(range(n_atoms))
+        for index in range(len(self.manifest.section(self._row_kind).hashes)):
+            self._verified_rows(index)
 
     def embedding_row(self, token_id: int, out: npt.NDArray[np.float32]) -> None:
         """Write the embedding of a token into `out`: (hidden_size,) float32.
@@ -138,19 +140,23 @@ class ModelDirectory:
             PromptError: the vocabulary has no such token.
             ModelError: the atom that holds the row is damaged.
         """
-        vocab_size = self.config.vocab_size
-        if not 0 <= token_id < vocab_size:
+        if not 0 <= token_id < self._vocab_size:
             raise PromptError(
                 f"token {token_id} is outside the vocabulary of model '{self.manifest.name}'; "
-                f"it has tokens 0 to {vocab_size - 1}"
+                f"it has tokens 0 to {self._vocab_size - 1}"
             )
         index, row = divmod(token_id, VOCAB_ROWS_PER_ATOM)
+        blob = self._embedding.get(index)
+        if blob is None:
+            blob = self._verified_rows(index)
+        unpack_row(blob, row, self._hidden_size, self._fmt, out)
+
+    def _verified_rows(self, index: int) -> npt.NDArray[np.uint8]:
+        """Return the blob of one atom of embedding rows, checked; ModelError if it is damaged."""
         location = self.manifest.atom(self._row_kind, -1, index)
-        if index not in self._verified_embedding:
-            self.verify_atoms([location])
-            self._verified_embedding.add(index)
-        blob = self.atom_bytes(location)
-        unpack_row(blob, row, self.config.hidden_size, self.manifest.fmt, out)
+        self.verify_atoms([location])
+        blob = self._embedding[index] = self.atom_bytes(location)
+        return blob
 
     def path(self, name: str) -> Path | None:
         """Return the path of a side file such as tokenizer.json, or None if there is none.

@@ -179,6 +179,19 @@ def test_writing_a_position_again_is_harmless() -> None:
     np.testing.assert_array_equal(again[1][0], first[1][2])
 
 
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_layers_and_logits_in_one_call_give_the_same_bits(n_rows: int) -> None:
+    pool = Pool(1 if JIT_DISABLED else 2)
+    stage = make_stage(make_model(geometry()), None, pool)
+    begin(stage, [0] * n_rows, list(range(n_rows)))
+    x, logits = rows(n_rows, 40), np.zeros((n_rows, 131), np.float32)
+    apart = run_all(stage, x, 131)
+    stage.run_all(x, logits)
+    pool.close()
+    np.testing.assert_array_equal(x, apart[0])
+    np.testing.assert_array_equal(logits, apart[1])
+
+
 @pytest.mark.skipif(JIT_DISABLED, reason="without JIT there is one thread")
 @pytest.mark.parametrize("n_threads", [2, 3, 5])
 @pytest.mark.parametrize(("fmt", "kv_dtype", "int8"), FORMATS)

@@ -131,8 +131,10 @@ def test_the_vocabulary_answers_with_its_best(cluster, local):
     block = pack_sampler_rows(samplers)
     header, payload = cluster.step(Phase.VOCAB, 1, x, [(1, 0), (1, 1)], n_vocab_rows=2, block=block)
     assert header.type is FrameType.TOP
-    for row, top, t in zip(logits, read_top_rows(payload, 2), (1.0, 0.5), strict=True):
-        order = np.lexsort((np.arange(300), -row))[:256]
+    # A greedy row needs only the best.
+    wanted = zip(logits, read_top_rows(payload, 2), (1.0, 0.5), (1, 256), strict=True)
+    for row, top, t, n in wanted:
+        order = np.lexsort((np.arange(300), -row))[:n]
         assert np.array_equal(top.ids, order)
         assert np.array_equal(top.logits, row[order])
         assert top.log_sum_exp == log_sum_exp(row, t)
@@ -152,6 +154,18 @@ def test_full_logits_of_the_last_rows_of_a_stage(cluster, local):
     )
     assert header.type is FrameType.LOGITS
     assert np.array_equal(as_array(payload, Wire.F32, 2), expected)
+    # The same of all rows, which layers and vocabulary take in one call.
+    header, payload = cluster.step(
+        Phase.STAGE, 0, x, rows, n_vocab_rows=6, block=3 * block, vocab_after=True
+    )
+    assert np.array_equal(as_array(payload, Wire.F32, 6)[4:], expected)
+    greedy = pack_sampler_rows([SamplerRow()] * 6)
+    header, payload = cluster.step(
+        Phase.STAGE, 0, x, rows, n_vocab_rows=6, block=greedy, vocab_after=True
+    )
+    assert header.type is FrameType.TOP
+    best = np.concatenate([top.ids for top in read_top_rows(payload, 6)])
+    assert np.array_equal(best[4:], expected.argmax(axis=1))
     # The same rows go on as if nothing had happened.
     header, payload = cluster.step(Phase.STAGE, 0, x, rows, wire=Wire.F32)
     assert np.array_equal(as_array(payload, Wire.F32, 6), residual)

@@ -88,6 +88,7 @@ def test_a_board_counts_bytes_as_the_planner_does(n_tokens: int):
     assert reads.of_rows(row).tolist() == [
         3 * sizes.group_read, 0, 5 * sizes.column, 4 * sizes.column,
     ]  # fmt: skip
+    assert reads.of_stage(row) == sum(reads.of_rows(row))
     assert reads.vocab == 3 * sizes.vocab
     assert not reads.nothing.any()
 
