@@ -115,9 +115,9 @@ class Engine:
         self._busy_until_s = 0.0
         self.phase_s = 0.0
         self.between: Callable[[], object] | None = None
-        calls = find_calls()
+        has_halves = any(dispatch.phase is Phase.ATTENTION for dispatch in self._schedule)
         self._phases: PhaseWalk | None = None
-        if calls is not None:
+        if has_halves and (calls := find_calls()) is not None:
             self._phases = PhaseWalk(
                 calls, link.address, link.routes, self._schedule, link.inbox, self._limits.array,
                 self.exchanges.trips,

@@ -16,6 +16,7 @@ __all__ = [
     "prepare_rows",
     "run_stage",
     "top_candidates",
+    "unpack_lane",
 ]
 
 count_up = Entry("kernels.team", "count_up")
@@ -28,3 +29,4 @@ penalise = Entry("kernels.vocab", "penalise")
 prepare_rows = Entry("kernels.row_table", "prepare_rows")
 run_stage = Entry("kernels.phases", "run_stage")
 top_candidates = Entry("kernels.vocab", "top_candidates")
+unpack_lane = Entry("kernels.unpack", "unpack_lane")

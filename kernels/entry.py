@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kernels.errors import InputError
 from kernels.image import Image, Images
 
-__all__ = ["Bound", "Entry", "encode", "images_in_use", "use_images"]
+__all__ = ["Bound", "Entry", "address_of", "encode", "images_in_use", "use_images"]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def _address_slowly(array: npt.NDArray[Any]) -> int:
 
 
 _PROBE = np.zeros(3, np.uint8)[1:]
-_address = _address_field if _address_field(_PROBE) == _PROBE.ctypes.data else _address_slowly
+address_of = _address_field if _address_field(_PROBE) == _PROBE.ctypes.data else _address_slowly
 
 
 def encode(args: tuple[Any, ...], kinds: list[str], words: list[int]) -> None:
@@ -76,7 +76,7 @@ def encode(args: tuple[Any, ...], kinds: list[str], words: list[int]) -> None:
                     f"{arg.shape} that is not; copy it"
                 )
             kinds.append(f"{arg.dtype.char}{arg.ndim}{'w' if flags & _WRITEABLE else 'r'}")
-            words += (0, 0, arg.size, arg.itemsize, _address(arg), *arg.shape, *arg.strides)
+            words += (0, 0, arg.size, arg.itemsize, address_of(arg), *arg.shape, *arg.strides)
         elif kind is float:
             kinds.append("f")
             words += struct.unpack("q", struct.pack("d", arg))

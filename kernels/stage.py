@@ -18,6 +18,7 @@ from kernels.checks import (
     row_error,
 )
 from kernels.entries import prepare_rows, run_stage
+from kernels.entry import address_of
 from kernels.errors import InputError
 from kernels.formats import ATTENTION, LOGITS, MLP, RESIDUAL, weight_dtype
 from kernels.layout import Geometry
@@ -171,7 +172,7 @@ class StageKernels:
             InputError: the member does not hold every atom of its layers, or x is wrong.
         """
         self._check_layers(x)
-        address = x.ctypes.data
+        address = address_of(x)
         self._run(_LAYERS, 0, self.n_layers, address, address, self._hidden)
 
     def logits(self, x: F32Array, out: F32Array) -> None:
@@ -185,7 +186,7 @@ class StageKernels:
             InputError: the member holds no vocabulary, or an array is wrong.
         """
         self._check_logits(x, out)
-        self._run(LOGITS, 0, 0, x.ctypes.data, out.ctypes.data, self.n_local_rows)
+        self._run(LOGITS, 0, 0, address_of(x), address_of(out), self.n_local_rows)
 
     def run_all(self, x: F32Array, out: F32Array) -> None:
         """Do `run_layers` and then `logits` in one call of the kernels: a token in one piece.
@@ -199,7 +200,7 @@ class StageKernels:
         """
         self._check_layers(x)
         self._check_logits(x, out)
-        addresses = x.ctypes.data, out.ctypes.data
+        addresses = address_of(x), address_of(out)
         self._run(_LAYERS + LOGITS, 0, self.n_layers, *addresses, self.n_local_rows)
 
     def phase_call(self, x: F32Array, out: F32Array) -> PhaseCall:
@@ -255,7 +256,7 @@ class StageKernels:
         if out.shape != self._shape or out.dtype != _F32 or not out.flags.carray:
             raise self._array_error("out", out, self._hidden)
         self._checked_x, self._checked_out = x, out
-        self._addresses = (x.ctypes.data, out.ctypes.data)
+        self._addresses = (address_of(x), address_of(out))
 
     def _attach(self) -> None:
         """Have the workers wait for jobs on this member's arrays."""

@@ -13,6 +13,7 @@ With t the 32 weights of one row inside one tile:
 import numpy as np
 import numpy.typing as npt
 
+from kernels.entries import unpack_lane
 from kernels.layout import TILE_BYTES, TILE_K, TILE_ROWS, WeightFormat, matrix_bytes
 
 __all__ = ["pack_matrix", "unpack_matrix", "unpack_row"]
@@ -109,7 +110,7 @@ def unpack_matrix(blob: U8Array, n_rows: int, n_k: int, fmt: WeightFormat) -> F3
         )
     row_tiles, k_tiles = -(-n_rows // TILE_ROWS), -(-n_k // TILE_K)
     tiles = blob[:n_bytes].reshape(row_tiles, k_tiles, TILE_BYTES[fmt])
-    values = _unpack_tiles(tiles, slice(None), fmt)  # (row_tiles, k_tiles, 8, 32)
+    values = _unpack_tiles(tiles, fmt)  # (row_tiles, k_tiles, 8, 32)
     full = values.transpose(0, 2, 1, 3).reshape(row_tiles * TILE_ROWS, k_tiles * TILE_K)
     return np.ascontiguousarray(full[:n_rows, :n_k])
 
@@ -118,11 +119,11 @@ def unpack_row(blob: U8Array, row: int, n_k: int, fmt: WeightFormat, out: F32Arr
     """Write the exact values of one row of a packed matrix into `out`.
 
     Args:
-        blob: the packed matrix, uint8, C-contiguous.
+        blob: the packed matrix, uint8, C-contiguous, at a multiple of 4 bytes.
         row: which row, counted from the matrix start.
         n_k: real inputs.
         fmt: how the weights are stored.
-        out: (n_k,) float32, written.
+        out: (n_k,) float32, C-contiguous, written.
 
     Raises:
         ValueError: the row lies outside the blob.
@@ -131,25 +132,25 @@ def unpack_row(blob: U8Array, row: int, n_k: int, fmt: WeightFormat, out: F32Arr
     tile_bytes = TILE_BYTES[fmt]
     start = row // TILE_ROWS * k_tiles * tile_bytes
     stop = start + k_tiles * tile_bytes
-    if row < 0 or stop > blob.size:
-        raise ValueError(f"row {row} of {n_k} {fmt.name} inputs lies outside {blob.size} bytes")
-    lane = row % TILE_ROWS
-    tiles = blob[start:stop].reshape(1, k_tiles, tile_bytes)
-    values = _unpack_tiles(tiles, slice(lane, lane + 1), fmt)
-    out[:] = values.reshape(-1)[:n_k]
+    if row < 0 or stop > blob.size or out.size != n_k:
+        raise ValueError(
+            f"row {row} of {n_k} {fmt.name} inputs lies outside {blob.size} bytes, or does not fit "
+            f"{out.size} floats"
+        )
+    unpack_lane(blob, start, row % TILE_ROWS, int(fmt), out)
 
 
-def _unpack_tiles(tiles: U8Array, lanes: slice, fmt: WeightFormat) -> F32Array:
-    """Dequantise (row_tiles, k_tiles, tile bytes) to (row_tiles, k_tiles, n lanes, 32) float32."""
+def _unpack_tiles(tiles: U8Array, fmt: WeightFormat) -> F32Array:
+    """Dequantise (row_tiles, k_tiles, tile bytes) to (row_tiles, k_tiles, 8, 32) float32."""
     shape = tiles.shape[:2]
     if fmt in (WeightFormat.F32, WeightFormat.F16):
         dtype = np.float32 if fmt == WeightFormat.F32 else np.float16
-        plain = tiles.view(dtype).reshape(*shape, TILE_K, TILE_ROWS)[..., lanes]
+        plain = tiles.view(dtype).reshape(*shape, TILE_K, TILE_ROWS)
         return plain.transpose(0, 1, 3, 2).astype(np.float32)
     n_code_bytes = 256 if fmt == WeightFormat.Q8 else 128
-    codes = tiles[..., :n_code_bytes].reshape(*shape, -1, TILE_ROWS, 4)[..., lanes, :]
+    codes = tiles[..., :n_code_bytes].reshape(*shape, -1, TILE_ROWS, 4)
     codes = codes.transpose(0, 1, 3, 2, 4)  # [lane][k/4 or j][k%4]
-    scale = tiles[..., n_code_bytes:].view(np.float16)[..., lanes].astype(np.float32)[..., None]
+    scale = tiles[..., n_code_bytes:].view(np.float16).astype(np.float32)[..., None]
     if fmt == WeightFormat.Q8:
         signed = codes.astype(np.int8)
     else:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from kernels.elementary import exp_f64
 from kernels.formats import LOG_SUM_CHUNK
 from kernels.jit import inner, kernel
+from kernels.simd import largest, load, max8, same
 
 __all__ = ["log_sum_exp", "penalise", "top_candidates"]
 
@@ -50,7 +51,7 @@ def log_sum_exp(logits: F32Array, temperature: float) -> float:
     """Return log(sum(exp(logits / temperature))) in float64; minus infinity for no logits.
 
     Args:
-        logits: (n,) float32.
+        logits: (n,) float32; with NaN among numbers it is NaN.
         temperature: above 0.
     """
     return _log_sum_exp(logits, temperature, np.empty(LOG_SUM_CHUNK, np.float64))
@@ -59,9 +60,7 @@ def log_sum_exp(logits: F32Array, temperature: float) -> float:
 @kernel
 def _log_sum_exp(logits: F32Array, temperature: float, buffer: F64Array) -> float:
     """Do it with scratch for LOG_SUM_CHUNK exponentials, so that LLVM can vectorise them."""
-    highest = -math.inf
-    for x in logits:
-        highest = max(highest, np.float64(x))
+    highest = np.float64(_highest(logits))
     if highest == -math.inf:
         return -math.inf
     total = 0.0
@@ -69,9 +68,34 @@ def _log_sum_exp(logits: F32Array, temperature: float, buffer: F64Array) -> floa
         n = min(LOG_SUM_CHUNK, logits.size - start)
         for i in range(n):
             buffer[i] = exp_f64((np.float64(logits[start + i]) - highest) / temperature)
-        for i in range(n):
-            total += buffer[i]
+        for i in range(n, LOG_SUM_CHUNK):
+            buffer[i] = 0.0
+        total += _sum_of(buffer)
     return highest / temperature + math.log(total)
+
+
+@inner
+def _highest(logits: F32Array) -> np.float32:
+    """Return the highest logit, passing over NaN; minus infinity if there is none."""
+    n_whole = logits.size - logits.size % 8
+    lanes = same(np.float32(-math.inf))
+    for i in range(0, n_whole, 8):
+        lanes = largest(load(logits, i), lanes)
+    highest = max8(lanes)
+    for i in range(n_whole, logits.size):
+        highest = logits[i] if logits[i] > highest else highest
+    return highest
+
+
+@inner
+def _sum_of(buffer: F64Array) -> Any:
+    """Return the sum of LOG_SUM_CHUNK numbers, halves added to halves, in place."""
+    width = LOG_SUM_CHUNK
+    while width > 1:
+        width //= 2
+        for i in range(width):
+            buffer[i] += buffer[i + width]
+    return buffer[0]
 
 
 @inner

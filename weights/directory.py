@@ -129,6 +129,7 @@ class ModelDirectory:
         """
         for index in range(len(self.manifest.section(self._row_kind).hashes)):
             self._verified_rows(index)
+        self.embedding_row(0, np.empty(self._hidden_size, np.float32))  # loads what unpacks it
 
     def embedding_row(self, token_id: int, out: npt.NDArray[np.float32]) -> None:
         """Write the embedding of a token into `out`: (hidden_size,) float32.

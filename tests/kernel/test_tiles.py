@@ -116,3 +116,5 @@ def test_pack_and_unpack_refuse_wrong_arrays() -> None:
     blob = np.zeros(TILE_BYTES[WeightFormat.Q4], np.uint8)
     with pytest.raises(ValueError, match="row 8 of 32 Q4 inputs lies outside 144 bytes"):
         unpack_row(blob, 8, 32, WeightFormat.Q4, np.empty(32, np.float32))
+    with pytest.raises(ValueError, match="does not fit 40 floats"):
+        unpack_row(blob, 0, 32, WeightFormat.Q4, np.empty(40, np.float32))
