@@ -51,7 +51,10 @@ class SamplerRow(NamedTuple):
 
 
 class TopRow(NamedTuple):
-    """One member's best candidates of one row, and the log-sum-exp of all it holds."""
+    """One member's best candidates of one row, and the log-sum-exp of all it holds.
+
+    Of a greedy row the best one, else TOP_CANDIDATES, or all that it holds.
+    """
 
     log_sum_exp: float
     ids: Ids

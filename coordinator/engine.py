@@ -115,15 +115,17 @@ class Engine:
         self._busy_until_s = 0.0
         self.phase_s = 0.0
         self.between: Callable[[], object] | None = None
-        has_halves = any(dispatch.phase is Phase.ATTENTION for dispatch in self._schedule)
+        calls = find_calls()
         self._phases: PhaseWalk | None = None
-        if has_halves and (calls := find_calls()) is not None:
+        if calls is not None:
             self._phases = PhaseWalk(
                 calls, link.address, link.routes, self._schedule, link.inbox, self._limits.array,
                 self.exchanges.trips,
             )  # fmt: skip
         self._half_layers_end = half_layers_end(self._schedule)
         self._load_kernels()
+        if not any(dispatch.phase is Phase.ATTENTION for dispatch in self._schedule):
+            self._phases = None  # loaded for plans to come; this one has no half layers to walk
 
     def _load_kernels(self) -> None:
         """Load what the first step needs while nobody waits for a token yet."""
@@ -311,8 +313,7 @@ class Engine:
         """Add the partial sums to the residual, in rank order, in one call."""
         self._reader.check(replies, FrameType.PARTIAL, wire, work.payload[wire].nbytes)
         order = self._order[: len(replies)]
-        for i, reply in enumerate(replies):
-            order[i] = reply.slot
+        order[:] = [reply.slot for reply in replies]
         first = HEADER_BYTES // work.payload[wire].itemsize
         n_added = add_partials(work.flat, self._inboxes[wire], order, first, self._limits.array[at])
         if n_added < len(replies):
@@ -359,11 +360,10 @@ class Engine:
         """Ask for the vocabulary of the last rows; their sampler block follows the residual."""
         self._encode(work, wire)
         block = pack_sampler_rows(list(samplers))
-        flags = Flag.VOCAB_AFTER if dispatch.vocab_after else Flag.NONE
         header = self._header(FrameType.STEP, wire)._replace(
             layer=dispatch.layer,
             phase=dispatch.phase,
-            flags=flags,
+            flags=Flag.VOCAB_AFTER if dispatch.vocab_after else Flag.NONE,
             n_rows=work.n_rows,
             n_vocab_rows=len(samplers),
             payload_bytes=work.payload[wire].nbytes + len(block),

@@ -113,6 +113,8 @@ class Merged(NamedTuple):
 def merge(rows: list[TopRow]) -> Merged:
     """Merge one vocab row's answers from all its holders, in any order.
 
+    Of a row that is drawn: a greedy row's answers are cut to the best one, see `best_of`.
+
     Raises:
         RemoteError: no candidates, or logits with inf or NaN.
     """

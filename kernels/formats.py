@@ -39,7 +39,7 @@ MOST_HEADS = 4
 # at most; threads work on parts of their own.
 LEAST_SUMS = 16
 MOST_SUMS = 2 * LEAST_SUMS
-# Exponentials that `log_sum_exp_with` wants scratch for.
+# Exponentials that `log_sum_exp_with` wants scratch for: halves are added, so a power of two.
 LOG_SUM_CHUNK = 256
 
 _DTYPES: dict[WeightFormat, Any] = {

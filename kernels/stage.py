@@ -171,7 +171,8 @@ class StageKernels:
         Raises:
             InputError: the member does not hold every atom of its layers, or x is wrong.
         """
-        self._check_layers(x)
+        self._check_layers()
+        self._check_x(x)
         address = address_of(x)
         self._run(_LAYERS, 0, self.n_layers, address, address, self._hidden)
 
@@ -185,7 +186,8 @@ class StageKernels:
         Raises:
             InputError: the member holds no vocabulary, or an array is wrong.
         """
-        self._check_logits(x, out)
+        self._check_logits(out)
+        self._check_x(x)
         self._run(LOGITS, 0, 0, address_of(x), address_of(out), self.n_local_rows)
 
     def run_all(self, x: F32Array, out: F32Array) -> None:
@@ -198,8 +200,9 @@ class StageKernels:
         Raises:
             InputError: as by both.
         """
-        self._check_layers(x)
-        self._check_logits(x, out)
+        self._check_layers()
+        self._check_logits(out)
+        self._check_x(x)
         addresses = address_of(x), address_of(out)
         self._run(_LAYERS + LOGITS, 0, self.n_layers, *addresses, self.n_local_rows)
 
@@ -233,17 +236,17 @@ class StageKernels:
             raise InputError(f"layer index {layer} is not in 0 .. {self.n_layers - 1}")
         self._run(what, layer, layer + 1, *self._addresses, self._hidden)
 
-    def _check_layers(self, x: F32Array) -> None:
-        if not self._has_all:
-            raise InputError("run_layers needs a member that holds every atom of its layers")
+    def _check_x(self, x: F32Array) -> None:
         if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
             raise self._array_error("x", x, self._hidden)
 
-    def _check_logits(self, x: F32Array, out: F32Array) -> None:
+    def _check_layers(self) -> None:
+        if not self._has_all:
+            raise InputError("run_layers needs a member that holds every atom of its layers")
+
+    def _check_logits(self, out: F32Array) -> None:
         if not self._has_vocab:
             raise InputError("this member holds no vocabulary rows; ask another member for logits")
-        if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
-            raise self._array_error("x", x, self._hidden)
         if out.shape != (self._n_rows, self.n_local_rows) or out.dtype != _F32:
             raise self._array_error("out", out, self.n_local_rows)
         if not out.flags.carray:
@@ -251,8 +254,7 @@ class StageKernels:
 
     def _check_phase(self, x: F32Array, out: F32Array) -> None:
         """Check the arrays of a phase and remember them until the next begin()."""
-        if x.shape != self._shape or x.dtype != _F32 or not x.flags.carray:
-            raise self._array_error("x", x, self._hidden)
+        self._check_x(x)
         if out.shape != self._shape or out.dtype != _F32 or not out.flags.carray:
             raise self._array_error("out", out, self._hidden)
         self._checked_x, self._checked_out = x, out

@@ -126,16 +126,20 @@ def unpack_row(blob: U8Array, row: int, n_k: int, fmt: WeightFormat, out: F32Arr
         out: (n_k,) float32, C-contiguous, written.
 
     Raises:
-        ValueError: the row lies outside the blob.
+        ValueError: the row lies outside the blob, or an array is not as said above.
     """
     k_tiles = -(-n_k // TILE_K)
     tile_bytes = TILE_BYTES[fmt]
     start = row // TILE_ROWS * k_tiles * tile_bytes
     stop = start + k_tiles * tile_bytes
-    if row < 0 or stop > blob.size or out.size != n_k:
+    if row < 0 or stop > blob.size:
+        raise ValueError(f"row {row} of {n_k} {fmt.name} inputs lies outside {blob.size} bytes")
+    if blob.size % 4:
+        raise ValueError(f"a packed matrix has a multiple of 4 bytes, got {blob.size}")
+    if out.shape != (n_k,) or out.dtype != np.float32 or not out.flags.carray:
         raise ValueError(
-            f"row {row} of {n_k} {fmt.name} inputs lies outside {blob.size} bytes, or does not fit "
-            f"{out.size} floats"
+            f"a row of {n_k} inputs needs a C-contiguous float32 array of as many, got "
+            f"{out.dtype} of shape {out.shape}"
         )
     unpack_lane(blob, start, row % TILE_ROWS, int(fmt), out)
 

@@ -15,7 +15,7 @@ from kernels.layout import TILE_BYTES, TILE_K, TILE_ROWS, WeightFormat
 
 __all__ = ["unpack_lane"]
 
-_F32, _F16, _Q8 = int(WeightFormat.F32), int(WeightFormat.F16), int(WeightFormat.Q8)
+_F32, _F16, _Q8, _Q4 = (int(fmt) for fmt in WeightFormat)
 _Q8_BYTES, _Q4_BYTES = TILE_BYTES[WeightFormat.Q8], TILE_BYTES[WeightFormat.Q4]
 _SCALE_BYTES = 2 * TILE_ROWS
 
@@ -30,7 +30,7 @@ def unpack_lane(
         blob: (n,) uint8, the packed matrix.
         first: byte where the row tile starts.
         lane: which of its 8 rows.
-        fmt: a WeightFormat.
+        fmt: a WeightFormat; nothing is written for another number.
         out: (n_k,) float32, written.
     """
     if fmt == _F32:
@@ -41,7 +41,7 @@ def unpack_lane(
         halves = blob.view(np.uint16)
         for k in range(out.size):
             out[k] = from_half(halves[first // 2 + k * TILE_ROWS + lane])
-    else:
+    elif fmt == _Q8 or fmt == _Q4:
         _unpack_codes(blob, first, lane, fmt == _Q8, out)
 
 

@@ -48,10 +48,10 @@ def penalise(
 
 
 def log_sum_exp(logits: F32Array, temperature: float) -> float:
-    """Return log(sum(exp(logits / temperature))) in float64; minus infinity for no logits.
+    """Return log(sum(exp(logits / temperature))) in float64; minus infinity without numbers.
 
     Args:
-        logits: (n,) float32; with NaN among numbers it is NaN.
+        logits: (n,) float32; NaN among numbers, or plus infinity, gives NaN.
         temperature: above 0.
     """
     return _log_sum_exp(logits, temperature, np.empty(LOG_SUM_CHUNK, np.float64))

@@ -185,6 +185,7 @@ class ModelDirectory:
     def close(self) -> None:
         """Drop the mapping; arrays that callers still hold stay valid and keep it alive."""
         self.weights = np.empty(0, dtype=np.uint8)
+        self._embedding.clear()
         with contextlib.suppress(BufferError):
             self._mapping.close()
 

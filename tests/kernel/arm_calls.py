@@ -11,7 +11,9 @@ from coordinator.schedule import Dispatch
 from coordinator.workspace import Workspace
 from kernels import team
 from kernels.exchange import add_partials
+from kernels.layout import TILE_BYTES, WeightFormat
 from kernels.pool import Pool
+from kernels.tiles import unpack_row
 from kernels.vocab import log_sum_exp, penalise, top_candidates
 from kernels.wire_floats import decode_f16, encode_f16
 from tests.kernel_models import geometry, make_model, make_stage
@@ -29,6 +31,8 @@ def call_others() -> None:
     ids, atoms = np.zeros(4, np.uint32), np.zeros(1, np.int64)
     penalise(x, atoms, atoms, ids, 1.1)
     log_sum_exp(x, 1.0)
+    blob = np.zeros(TILE_BYTES[WeightFormat.Q4], np.uint8)
+    unpack_row(blob, 0, 32, WeightFormat.Q4, np.zeros(32, np.float32))
     top_candidates(x, ids, 4, ids.copy(), x.copy())
     sync = team.new_sync(1)
     team.init_semaphores(sync, 1)

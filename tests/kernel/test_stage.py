@@ -180,9 +180,12 @@ def test_writing_a_position_again_is_harmless() -> None:
 
 
 @pytest.mark.parametrize("n_rows", [1, 3])
-def test_layers_and_logits_in_one_call_give_the_same_bits(n_rows: int) -> None:
+@pytest.mark.parametrize(("fmt", "kv_dtype", "int8"), [FORMATS[0], FORMATS[-2]])
+def test_layers_and_logits_in_one_call_give_the_same_bits(
+    fmt: WeightFormat, kv_dtype: type, int8: bool, n_rows: int
+) -> None:
     pool = Pool(1 if JIT_DISABLED else 2)
-    stage = make_stage(make_model(geometry()), None, pool)
+    stage = make_stage(make_model(geometry(fmt=fmt)), None, pool, kv_dtype, int8=int8)
     begin(stage, [0] * n_rows, list(range(n_rows)))
     x, logits = rows(n_rows, 40), np.zeros((n_rows, 131), np.float32)
     apart = run_all(stage, x, 131)
@@ -307,8 +310,12 @@ def test_phases_refuse_wrong_arrays() -> None:
         stage.attention(0, unaligned, out)
     with pytest.raises(InputError, match=r"out must be .* shape \(2, 131\)"):
         stage.logits(x, out)
+    with pytest.raises(InputError, match=r"out must be .* shape \(2, 131\)"):
+        stage.run_all(x, out)
     with pytest.raises(InputError, match="x must be"):
         stage.run_layers(x[:1])
+    with pytest.raises(InputError, match="x must be"):
+        stage.run_all(x[:1], np.zeros((2, 131), np.float32))
 
 
 def test_members_without_vocab_or_whole_layers_say_so() -> None:
@@ -320,3 +327,9 @@ def test_members_without_vocab_or_whole_layers_say_so() -> None:
         stage.logits(x, x)
     with pytest.raises(InputError, match="every atom"):
         stage.run_layers(x)
+    with pytest.raises(InputError, match="every atom"):
+        stage.run_all(x, np.zeros((1, 131), np.float32))
+    stage = make_stage(model, model.atoms(vocab=[]))
+    begin(stage, [0], [0])
+    with pytest.raises(InputError, match="no vocabulary"):
+        stage.run_all(x, np.zeros((1, 131), np.float32))

@@ -116,5 +116,11 @@ def test_pack_and_unpack_refuse_wrong_arrays() -> None:
     blob = np.zeros(TILE_BYTES[WeightFormat.Q4], np.uint8)
     with pytest.raises(ValueError, match="row 8 of 32 Q4 inputs lies outside 144 bytes"):
         unpack_row(blob, 8, 32, WeightFormat.Q4, np.empty(32, np.float32))
-    with pytest.raises(ValueError, match="does not fit 40 floats"):
-        unpack_row(blob, 0, 32, WeightFormat.Q4, np.empty(40, np.float32))
+    floats = np.empty(64, np.float32)
+    for out in (floats[:40], floats[:32].reshape(1, 32), floats[::2]):
+        with pytest.raises(ValueError, match="needs a C-contiguous float32 array of as many"):
+            unpack_row(blob, 0, 32, WeightFormat.Q4, out)
+    with pytest.raises(ValueError, match="got float64 of shape"):
+        unpack_row(blob, 0, 32, WeightFormat.Q4, np.empty(32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="multiple of 4 bytes, got 145"):
+        unpack_row(np.zeros(145, np.uint8), 0, 32, WeightFormat.Q4, np.empty(32, np.float32))

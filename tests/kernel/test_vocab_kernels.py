@@ -25,7 +25,12 @@ def test_log_sum_exp(n: int, temperature: float) -> None:
 def test_log_sum_exp_of_nothing_and_of_nan() -> None:
     assert log_sum_exp(np.zeros(0, np.float32), 1.0) == -np.inf
     assert log_sum_exp(np.full(3, -np.inf, np.float32), 1.0) == -np.inf
-    assert np.isnan(log_sum_exp(np.array([0, np.nan], np.float32), 1.0))
+    assert log_sum_exp(np.full(20, np.nan, np.float32), 1.0) == -np.inf
+    for n, bad in ((2, np.nan), (20, np.nan), (20, np.inf)):  # in the last few, and in whole 8
+        for at in (0, n - 1):
+            logits = np.zeros(n, np.float32)
+            logits[at] = bad
+            assert np.isnan(log_sum_exp(logits, 1.0))
 
 
 @pytest.mark.parametrize("n", [1, 5, 16, 17, 500])

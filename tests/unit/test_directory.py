@@ -74,6 +74,32 @@ def test_embedding_rows_are_those_of_the_checkpoint(
             np.testing.assert_allclose(row, expected, rtol=0, atol=tolerance)
 
 
+def test_a_damaged_embedding_is_named_each_time(tmp_path: Path) -> None:
+    path = _model(tmp_path)
+    with ModelDirectory.open(path) as model:
+        victim = model.manifest.atom("embedding", -1, 1)
+    with (path / "weights.bin").open("r+b") as file:
+        file.seek(victim.offset_bytes)
+        byte = file.read(1)
+        file.seek(victim.offset_bytes)
+        file.write(bytes([byte[0] ^ 1]))
+    row = np.empty(24, np.float32)
+    with ModelDirectory.open(path) as model:
+        model.embedding_row(0, row)
+        with pytest.raises(ModelError, match="embedding 1 is damaged"):
+            model.verify_embedding()
+        for _ in range(2):
+            with pytest.raises(ModelError, match="embedding 1 is damaged"):
+                model.embedding_row(128, row)
+
+
+def test_closing_lets_go_of_the_file(tmp_path: Path) -> None:
+    model = ModelDirectory.open(_model(tmp_path))
+    model.embedding_row(0, np.empty(24, np.float32))
+    model.close()
+    assert model._mapping.closed
+
+
 @pytest.mark.parametrize("token_id", [-1, 131, 1 << 40])
 def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path, token_id: int) -> None:
     row = np.empty(24, np.float32)

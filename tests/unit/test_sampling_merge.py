@@ -154,4 +154,5 @@ def test_the_best_of_all_holders_is_what_merging_finds(seed: int, n_holders: int
     for part in np.array_split(np.arange(len(ids)), n_holders):
         order = part[np.lexsort((ids[part], -logits[part]))]
         rows.append(TopRow(0.0, ids[order], logits[order]))
-    assert best_of(rows) == choose(merge(rows), SamplingOptions(), 0.5)
+    best = [TopRow(row.log_sum_exp, row.ids[:1], row.logits[:1]) for row in rows]
+    assert best_of(best) == best_of(rows) == choose(merge(rows), SamplingOptions(), 0.5)
