@@ -61,8 +61,8 @@ def log_sum_exp(logits: F32Array, temperature: float) -> float:
 def _log_sum_exp(logits: F32Array, temperature: float, buffer: F64Array) -> float:
     """Do it with scratch for LOG_SUM_CHUNK exponentials, so that LLVM can vectorise them."""
     highest = np.float64(_highest(logits))
-    if highest == -math.inf:
-        return -math.inf
+    if math.isinf(highest):
+        return highest if highest < 0 else math.nan
     total = 0.0
     for start in range(0, logits.size, LOG_SUM_CHUNK):
         n = min(LOG_SUM_CHUNK, logits.size - start)
