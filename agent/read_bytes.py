@@ -32,7 +32,8 @@ class ReadBytes:
         groups_bytes, columns_bytes = self._groups * g.head_group_bytes, columns * g.column_bytes
         self._weights = np.concatenate([groups_bytes, columns_bytes])
         self._page_bytes = kv_shape(member.assignment, g).page_bytes
-        self._stage_weights, self._n_groups = int(self._weights.sum()), int(self._groups.sum())
+        self._stage_weights_bytes = int(self._weights.sum())
+        self._n_groups = int(self._groups.sum())
         self._none = np.zeros(2 * self._n_layers, np.int64)
         self.vocab = count_atoms(member.assignment.vocab) * g.vocab_bytes
 
@@ -48,7 +49,7 @@ class ReadBytes:
 
     def of_stage(self, rows: npt.NDArray[np.uint32]) -> int:
         """Return the sum of `of_rows`."""
-        return self._stage_weights + self._n_groups * self._group_bytes(rows)
+        return self._stage_weights_bytes + self._n_groups * self._group_bytes(rows)
 
     def _group_bytes(self, rows: npt.NDArray[np.uint32]) -> int:
         """Return the bytes of keys and values that one head group reads for the rows."""

@@ -11,6 +11,7 @@ from agent.frames import (
     Phase,
     Wire,
     pack_header,
+    payload_offset,
     read_header,
     write_rows,
 )
@@ -47,7 +48,7 @@ def step_frame(inbox, n_rows, n_vocab_rows):
     )  # fmt: skip
     pack_header(frame, header)
     write_rows(frame, [1] * n_rows, list(range(n_rows)))
-    start = 40 + 8 * n_rows
+    start = payload_offset(n_rows)
     frame[start : start + len(payload)] = payload
     inbox[:] = np.frombuffer(frame, np.uint8)
     return read_header(inbox.data, start + len(payload))

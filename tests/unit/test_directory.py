@@ -35,6 +35,15 @@ def test_a_directory_maps_its_weights_read_only(tmp_path: Path) -> None:
     assert view.size == 10, "a view outlives the directory"
 
 
+def _damage(path: Path, at: int) -> None:
+    """Flip a bit of weights.bin."""
+    with (path / "weights.bin").open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+
+
 def test_all_atoms_verify_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     path = _model(tmp_path)
     with ModelDirectory.open(path) as model:
@@ -46,11 +55,7 @@ def test_all_atoms_verify_and_a_damaged_one_is_named(tmp_path: Path) -> None:
         ]
         model.verify_atoms(atoms)
         victim = manifest.atom("column", 1, 1)
-    with (path / "weights.bin").open("r+b") as file:
-        file.seek(victim.offset_bytes + 100)
-        byte = file.read(1)
-        file.seek(victim.offset_bytes + 100)
-        file.write(bytes([byte[0] ^ 1]))
+    _damage(path, victim.offset_bytes + 100)
     with ModelDirectory.open(path) as model:
         model.verify_atoms([atom for atom in atoms if atom != victim])
         with pytest.raises(ModelError, match=r"weights\.bin: column 1 of layer 1 is damaged"):
@@ -78,11 +83,7 @@ def test_a_damaged_embedding_is_named_each_time(tmp_path: Path) -> None:
     path = _model(tmp_path)
     with ModelDirectory.open(path) as model:
         victim = model.manifest.atom("embedding", -1, 1)
-    with (path / "weights.bin").open("r+b") as file:
-        file.seek(victim.offset_bytes)
-        byte = file.read(1)
-        file.seek(victim.offset_bytes)
-        file.write(bytes([byte[0] ^ 1]))
+    _damage(path, victim.offset_bytes)
     row = np.empty(24, np.float32)
     with ModelDirectory.open(path) as model:
         model.embedding_row(0, row)
