@@ -19,10 +19,9 @@ from agent.vocab_payload import (
     TopRow,
     pack_top_rows,
 )
-from kernels.entries import log_sum_exp_with, penalise, top_candidates
+from kernels.entries import log_sum_exp, penalise, top_candidates
 from kernels.entry import Bound
 from kernels.errors import WireError
-from kernels.formats import LOG_SUM_CHUNK
 
 __all__ = ["VocabAnswer"]
 
@@ -49,7 +48,6 @@ class VocabAnswer:
         self._penalised = np.zeros(MAX_PENALISED, np.uint32)
         self._top_ids = np.zeros(TOP_CANDIDATES, np.uint32)
         self._top_logits = np.zeros(TOP_CANDIDATES, np.float32)
-        self._exponentials = np.zeros(LOG_SUM_CHUNK, np.float64)
         # The row of a token that is written alone, and its calls: arguments are encoded once.
         self._row = self._logits[0]
         self._best_of_row = top_candidates.bind(self._top_args(self._row, 1), 2, 1)
@@ -105,7 +103,7 @@ class VocabAnswer:
     def _top(self, logits: F32, sampler: SamplerRow) -> TopRow:
         """Return one row's candidates; `logits` is penalised in place."""
         self._penalise(logits, sampler)
-        total = log_sum_exp_with(logits, float(sampler.temperature or 1.0), self._exponentials)
+        total = log_sum_exp(logits, float(sampler.temperature or 1.0))
         return self._candidates(total, top_candidates(*self._top_args(logits, _n_wanted(sampler))))
 
     def _top_of_row(self, sampler: SamplerRow) -> TopRow:
@@ -117,7 +115,7 @@ class VocabAnswer:
         return self._candidates(self._sum_of_row(), self._best_of_row(_n_wanted(sampler)))
 
     def _bind_sum(self, temperature: float) -> Bound:
-        return log_sum_exp_with.bind((self._row, temperature, self._exponentials), 3, 0)
+        return log_sum_exp.bind((self._row, temperature), 2, 0)
 
     def _top_args(self, logits: F32, n: int) -> tuple[Any, ...]:
         return logits, self._ids, n, self._top_ids, self._top_logits

@@ -24,10 +24,9 @@ from agent.kv_ops import KvOp, KvOpCode
 from agent.phase_loop import StageCall, load_phase_loop
 from agent.share import KvFormat
 from agent.zmq_calls import find_calls
-from kernels.entries import log_sum_exp_with, penalise, top_candidates
+from kernels.entries import log_sum_exp, penalise, top_candidates
 from kernels.entry import images_in_use
 from kernels.errors import ResourceError
-from kernels.formats import LOG_SUM_CHUNK
 from kernels.layout import Geometry, WeightFormat
 from kernels.mode import JIT_DISABLED
 from kernels.paging import PAGE_DTYPES
@@ -172,7 +171,7 @@ def _call_stage(small: Geometry, kernels: StageKernels) -> None:
     ids = np.arange(small.vocab_size, dtype=np.uint32)
     first, n_rows = np.zeros(1, np.int64), np.full(1, small.vocab_size, np.int64)
     penalise(logits[0], first, n_rows, ids.copy(), 1.1)
-    log_sum_exp_with(logits[0], 1.0, np.zeros(LOG_SUM_CHUNK))
+    log_sum_exp(logits[0], 1.0)
     top_candidates(logits[0], ids, len(ids), ids.copy(), logits[0].copy())
 
 

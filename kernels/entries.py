@@ -11,7 +11,7 @@ __all__ = [
     "dismiss",
     "encode_flat",
     "init_semaphores",
-    "log_sum_exp_with",
+    "log_sum_exp",
     "penalise",
     "prepare_rows",
     "run_stage",
@@ -24,7 +24,7 @@ decode_flat = Entry("kernels.exchange", "decode_flat")
 dismiss = Entry("kernels.team", "dismiss")
 encode_flat = Entry("kernels.exchange", "encode_flat")
 init_semaphores = Entry("kernels.team", "init_semaphores")
-log_sum_exp_with = Entry("kernels.vocab", "_log_sum_exp")
+log_sum_exp = Entry("kernels.vocab", "log_sum_exp")
 penalise = Entry("kernels.vocab", "penalise")
 prepare_rows = Entry("kernels.row_table", "prepare_rows")
 run_stage = Entry("kernels.phases", "run_stage")

@@ -15,7 +15,6 @@ __all__ = [
     "KEPT_FLOATS",
     "LEAST_SUMS",
     "LOGITS",
-    "LOG_SUM_CHUNK",
     "MLP",
     "MOST_HEADS",
     "MOST_SUMS",
@@ -39,8 +38,6 @@ MOST_HEADS = 4
 # at most; threads work on parts of their own.
 LEAST_SUMS = 16
 MOST_SUMS = 2 * LEAST_SUMS
-# Exponentials that `log_sum_exp_with` wants scratch for: halves are added, so a power of two.
-LOG_SUM_CHUNK = 256
 
 _DTYPES: dict[WeightFormat, Any] = {
     WeightFormat.F32: np.float32,

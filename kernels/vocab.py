@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.elementary import exp_f64
-from kernels.formats import LOG_SUM_CHUNK
+from kernels.elementary import exp_f32
 from kernels.jit import inner, kernel
-from kernels.simd import largest, load, max8, same
+from kernels.simd import add, largest, less, load, max8, quotient, same, sum8
+from kernels.simd_exp import exp8
 
 __all__ = ["log_sum_exp", "penalise", "top_candidates"]
 
 F32Array = npt.NDArray[np.float32]
-F64Array = npt.NDArray[np.float64]
 U32Array = npt.NDArray[np.uint32]
 I64Array = npt.NDArray[np.int64]
+
+# Exponentials of one float32 sum.
+_CHUNK = 256
 
 
 @kernel
@@ -47,31 +49,30 @@ def penalise(
             start += n_rows[atom]
 
 
+@kernel
 def log_sum_exp(logits: F32Array, temperature: float) -> float:
-    """Return log(sum(exp(logits / temperature))) in float64; minus infinity without numbers.
+    """Return log(sum(exp(logits / temperature))); minus infinity without numbers.
+
+    Exponentials are float32, and so are sums of _CHUNK of them; the error is some 1e-6.
 
     Args:
         logits: (n,) float32; NaN among numbers, or plus infinity, gives NaN.
-        temperature: above 0.
+        temperature: above 0 as a float32.
     """
-    return _log_sum_exp(logits, temperature, np.empty(LOG_SUM_CHUNK, np.float64))
-
-
-@kernel
-def _log_sum_exp(logits: F32Array, temperature: float, buffer: F64Array) -> float:
-    """Do it with scratch for LOG_SUM_CHUNK exponentials, so that LLVM can vectorise them."""
-    highest = np.float64(_highest(logits))
+    highest = _highest(logits)
     if math.isinf(highest):
-        return highest if highest < 0 else math.nan
+        return -math.inf if highest < 0 else math.nan
+    top, divisor = same(highest), same(np.float32(temperature))
+    n_whole = logits.size - logits.size % 8
     total = 0.0
-    for start in range(0, logits.size, LOG_SUM_CHUNK):
-        n = min(LOG_SUM_CHUNK, logits.size - start)
-        for i in range(n):
-            buffer[i] = exp_f64((np.float64(logits[start + i]) - highest) / temperature)
-        for i in range(n, LOG_SUM_CHUNK):
-            buffer[i] = 0.0
-        total += _sum_of(buffer)
-    return highest / temperature + math.log(total)
+    for start in range(0, n_whole, _CHUNK):
+        lanes = same(np.float32(0.0))
+        for i in range(start, min(start + _CHUNK, n_whole), 8):
+            lanes = add(lanes, exp8(quotient(less(load(logits, i), top), divisor)))
+        total += np.float64(sum8(lanes))
+    for i in range(n_whole, logits.size):
+        total += np.float64(exp_f32(np.float32((logits[i] - highest) / np.float32(temperature))))
+    return np.float64(highest) / temperature + math.log(total)
 
 
 @inner
@@ -85,17 +86,6 @@ def _highest(logits: F32Array) -> np.float32:
     for i in range(n_whole, logits.size):
         highest = logits[i] if logits[i] > highest else highest
     return highest
-
-
-@inner
-def _sum_of(buffer: F64Array) -> Any:
-    """Return the sum of LOG_SUM_CHUNK numbers, halves added to halves, in place."""
-    width = LOG_SUM_CHUNK
-    while width > 1:
-        width //= 2
-        for i in range(width):
-            buffer[i] += buffer[i + width]
-    return buffer[0]
 
 
 @inner
@@ -123,6 +113,14 @@ def _sift_down(logits: F32Array, ids: U32Array, n: int) -> None:
         at = child
 
 
+@inner
+def _all_below(logits: F32Array, i: int, bound: np.float32) -> bool:
+    """Tell whether there are 8 logits from i on and all are below a bound, or NaN."""
+    if i + 8 > logits.size:
+        return False
+    return bool(max8(largest(load(logits, i), same(np.float32(-math.inf)))) < bound)
+
+
 @kernel
 def top_candidates(
     logits: F32Array, ids: U32Array, k: int, out_ids: U32Array, out_logits: F32Array
@@ -136,22 +134,26 @@ def top_candidates(
         out_ids: (>= k,) uint32, written.
         out_logits: (>= k,) float32, written.
     """
-    n = 0
-    for i in range(logits.size):
+    n = i = 0
+    while i < logits.size:
+        if n == k and n > 0 and _all_below(logits, i, out_logits[0]):
+            i += 8
+            continue
         x = logits[i]
+        token, i = ids[i], i + 1
         if x != x:
             continue
         if n < k:
             at = n  # sift up
             n += 1
             while at > 0 and _comes_after(
-                x, ids[i], out_logits[(at - 1) // 2], out_ids[(at - 1) // 2]
+                x, token, out_logits[(at - 1) // 2], out_ids[(at - 1) // 2]
             ):
                 out_logits[at], out_ids[at] = out_logits[(at - 1) // 2], out_ids[(at - 1) // 2]
                 at = (at - 1) // 2
-            out_logits[at], out_ids[at] = x, ids[i]
-        elif n > 0 and _comes_after(out_logits[0], out_ids[0], x, ids[i]):
-            out_logits[0], out_ids[0] = x, ids[i]
+            out_logits[at], out_ids[at] = x, token
+        elif n > 0 and _comes_after(out_logits[0], out_ids[0], x, token):
+            out_logits[0], out_ids[0] = x, token
             _sift_down(out_logits, out_ids, n)
     for last in range(n - 1, 0, -1):
         out_logits[0], out_logits[last] = out_logits[last], out_logits[0]
