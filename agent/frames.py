@@ -24,6 +24,7 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_ROWS",
     "PHASE_BYTE",
+    "POSITION_BYTE",
     "PROTOCOL_VERSION",
     "RANK_BYTE",
     "ROW_BYTES",
@@ -52,6 +53,7 @@ HEADER_BYTES = _HEADER.size
 _REQUEST = struct.Struct("<IHBB")
 # Where compiled code finds fields: the first byte of each.
 SEQ_BYTE, LAYER_BYTE, PHASE_BYTE, RANK_BYTE, BUSY_BYTE = 16, 20, 22, 24, 32
+POSITION_BYTE = HEADER_BYTES + 4  # of the first row
 
 
 class FrameType(IntEnum):

@@ -290,9 +290,8 @@ class HotLoop:
             log.exception("step failed epoch=%d layer=%d", header.epoch, header.layer)
             n_reply_bytes = self._error(header, f"internal error: {e!r}")
         self._send(self._outbox_bytes[:n_reply_bytes])
-        if served and self._phases is not None and header.phase <= Phase.MLP:
-            call = stepper.stage_call(header)
-            self._phases.learn(n_bytes, payload_offset(header.n_rows), n_reply_bytes, call)
+        if served and self._phases is not None:
+            stepper.teach(self._phases, header, n_bytes, n_reply_bytes)
 
     def _send(self, frame: memoryview) -> None:
         for holder in self._holders:

@@ -73,6 +73,21 @@ class KvPool:
         """Return how many tokens of a context are written."""
         return self._n_tokens[self._slot(kv_id)]
 
+    def note_written(self, kv_id: KvId, n_tokens: int) -> None:
+        """Take in that compiled code has written up to n_tokens, at most `own_tokens`."""
+        self._n_tokens[self._slot(kv_id)] = n_tokens
+
+    def own_tokens(self, kv_id: KvId, n_tokens: int) -> int:
+        """Return how many tokens from n_tokens on may be written without a word to this pool.
+
+        As far as pages are held that no other context shares, counted from the context's start.
+        """
+        slot = self._slot(kv_id)
+        page = n_tokens // PAGE_TOKENS
+        while page < self._n_held[slot] and self._refs[self._table[slot, 0, page]] == 1:
+            page += 1
+        return min(page * PAGE_TOKENS, self.shape.context_tokens)
+
     @property
     def kv_ids(self) -> list[KvId]:
         """The contexts that are open."""

@@ -21,7 +21,7 @@ from kernels.clock import lower_clock
 from kernels.jit import inner
 from kernels.lowering import element_address, operation
 
-__all__ = ["DONT_WAIT", "MORE", "has_more", "note", "now_ns", "receive", "send"]
+__all__ = ["DONT_WAIT", "MORE", "has_more", "note", "now_ns", "receive", "send", "u32_at"]
 
 I64Array = npt.NDArray[np.int64]
 U8Array = npt.NDArray[np.uint8]
@@ -130,3 +130,12 @@ def note(ring: I64Array, first: int, second: int) -> None:
     ring[at] = first
     ring[at + 1] = second
     ring[0] += 1
+
+
+@inner
+def u32_at(data: U8Array, at: int) -> int:
+    """Return the number that the four bytes from a place on are."""
+    value = 0
+    for i in range(4):
+        value += int(data[at + i]) << (8 * i)
+    return value

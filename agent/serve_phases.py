@@ -24,7 +24,7 @@ from kernels.formats import ATTENTION, MLP
 from kernels.jit import inner, kernel
 from kernels.native import call_at
 
-__all__ = ["serve_phases"]
+__all__ = ["send_to_all", "serve_phases", "write_reply"]
 
 U8Array = npt.NDArray[np.uint8]
 I64Array = npt.NDArray[np.int64]
@@ -76,17 +76,14 @@ def serve_phases(
         if out_wire.size > 0:
             encode_flat(out, out_wire)
         busy_ns = now_ns() - started_ns
-        _write_reply(inbox, outbox, busy_ns // 1000)
+        write_reply(inbox, outbox, busy_ns // 1000)
         n_read = read_bytes[int(phase) * (read_bytes.size // 2) + first]
         if n_read > 0:
             note(ring, n_read, busy_ns)
         words[N_STEPS] += 1
-        for holder in sockets[1:]:
-            sent = send(calls, holder, outbox, 0, n_reply_bytes, 0)
-            if sent == _AGAIN:
-                words[N_UNSENT] += 1
-            elif sent < 0:
-                return sent
+        error = send_to_all(calls, sockets, words, outbox, n_reply_bytes)
+        if error < 0:
+            return error
     return _AGAIN
 
 
@@ -103,10 +100,24 @@ def _differs_in_phase_only(frame: U8Array, known: U8Array) -> bool:
 
 
 @inner
-def _write_reply(asked: U8Array, reply: U8Array, busy_us: int) -> None:
+def write_reply(asked: U8Array, reply: U8Array, busy_us: int) -> None:
     """Name in the reply what it answers and how long the kernels took."""
     for i in range(SEQ_BYTE, PHASE_BYTE + 1):
         reply[i] = asked[i]
     busy_us = min(busy_us, _MAX_BUSY_US)
     for i in range(4):
         reply[BUSY_BYTE + i] = np.uint8((busy_us >> (8 * i)) & 255)
+
+
+@inner
+def send_to_all(
+    calls: I64Array, sockets: I64Array, words: I64Array, reply: U8Array, n_bytes: int
+) -> int:
+    """Send a reply to every holder; return 0, or -errno where a socket is broken."""
+    for holder in sockets[1:]:
+        sent = send(calls, holder, reply, 0, n_bytes, 0)
+        if sent == _AGAIN:
+            words[N_UNSENT] += 1
+        elif sent < 0:
+            return sent
+    return 0

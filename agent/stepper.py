@@ -29,12 +29,18 @@ from agent.frames import (
     pack_header,
     payload_offset,
 )
+from agent.ids import KvId
 from agent.member import Member
-from agent.phase_loop import StageCall
+from agent.phase_loop import PhaseLoop, StageCall, TokenCall
 from agent.read_bytes import ReadBytes
 from agent.samples import Samples
 from agent.vocab_answer import VocabAnswer
-from agent.vocab_payload import SamplerRow, read_sampler_rows
+from agent.vocab_payload import (
+    TOP_ENTRY_BYTES,
+    TOP_HEAD_BYTES,
+    SamplerRow,
+    read_sampler_rows,
+)
 from kernels.entries import decode_flat, encode_flat
 from kernels.entry import Bound
 from kernels.errors import WireError
@@ -99,6 +105,7 @@ class Stepper:
         self._positions = np.zeros(self._max_rows, np.int32)
         self._views: dict[tuple[int, Wire], _Views] = {}
         self._last_rows = b""
+        self._before = (-1, -1)
         self._samples = samples
         self._pace = pace
         self._reads = ReadBytes(member)
@@ -141,6 +148,24 @@ class Stepper:
             return self._stage_step(header, views)
         return self._half_layer(header, views)
 
+    def teach(self, loop: PhaseLoop, header: Header, n_bytes: int, n_reply_bytes: int) -> None:
+        """Have compiled code serve what comes after the step just run, if that is like it.
+
+        Args:
+            loop: knows nothing.
+            header: of the frame in the inbox.
+            n_bytes: the frame's size.
+            n_reply_bytes: the size of its reply, in the outbox.
+        """
+        if header.phase <= Phase.MLP:
+            call = self.stage_call(header)
+            loop.learn(n_bytes, payload_offset(header.n_rows), n_reply_bytes, call)
+        elif header.phase is Phase.STAGE:
+            token = self.token_call(header, n_reply_bytes)
+            if token is not None:
+                n_tokens = self._before[1] + 1
+                loop.learn_token(n_bytes, n_reply_bytes, n_tokens, token, self._note_tokens)
+
     def stage_call(self, header: Header) -> StageCall:
         """Return how compiled code repeats the half layer just run, for other layers and phases.
 
@@ -152,6 +177,45 @@ class Stepper:
         # Many rows are bound by arithmetic: their time says nothing about the next token's.
         read_bytes = self._half_bytes(views) if header.n_rows == 1 else self._reads.nothing
         return StageCall(self._layer_index, read_bytes, views.x_wire, x, out, views.out_wire, *call)
+
+    def token_call(self, header: Header, n_reply_bytes: int) -> TokenCall | None:
+        """Return how compiled code takes the token after the one just run through the stage.
+
+        None where that is not for it: other texts take turns, or the answer is not always alike.
+        """
+        vocab_after = header.flags is Flag.VOCAB_AFTER
+        if header.n_rows != 1 or header.n_vocab_rows != vocab_after:
+            return None
+        views = self._views[1, header.wire]
+        kv_id, position = views.rows[0].tolist()
+        before, self._before = self._before, (kv_id, position)
+        n_tokens = self._kv.n_tokens(kv_id)
+        if before != (kv_id, position - 1) or n_tokens != position + 1:
+            return None
+        sampler, n_read, n_top = SamplerRow(), self._reads.stage_weights, 0
+        if vocab_after:
+            (sampler,) = self._samplers(header, views)
+            if sampler.full_logits or len(sampler.penalised_ids):
+                return None
+            n_top = (n_reply_bytes - HEADER_BYTES - TOP_HEAD_BYTES) // TOP_ENTRY_BYTES
+            n_read += self._reads.vocab
+        kernels = self._kernels.token_call(views.x, self._vocab.row if vocab_after else None)
+        x_stop = payload_offset(1) + views.x_bytes
+        own_tokens = self._kv.own_tokens(kv_id, n_tokens)
+        return TokenCall(
+            x_stop, own_tokens, n_read, self._reads.stage_page, kernels.positions,
+            views.x_wire, views.x.reshape(-1), views.out.reshape(-1), views.out_wire, n_top,
+            kernels.prepare_address, kernels.prepare, kernels.stage_address, kernels.stage,
+            *self._vocab.row_call(sampler, n_top),
+        )  # fmt: skip
+
+    def _note_tokens(self, n_tokens: int) -> None:
+        """Take in that compiled code has carried the last text on, up to n_tokens."""
+        kv_id, position = self._before
+        if n_tokens > position + 1:
+            self._kv.note_written(KvId(kv_id), n_tokens)
+            self._before = (kv_id, n_tokens - 1)
+            self._last_rows = b""
 
     def _half_layer(self, header: Header, views: _Views) -> int:
         """Turn x into this member's partial sum of one phase of one layer."""

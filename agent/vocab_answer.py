@@ -15,11 +15,12 @@ from agent.member import Member
 from agent.vocab_payload import (
     MAX_PENALISED,
     TOP_CANDIDATES,
+    TOP_HEAD_BYTES,
     SamplerRow,
     TopRow,
     pack_top_rows,
 )
-from kernels.entries import log_sum_exp, penalise, top_candidates
+from kernels.entries import penalise, top_of_row
 from kernels.entry import Bound
 from kernels.errors import WireError
 
@@ -48,10 +49,10 @@ class VocabAnswer:
         self._penalised = np.zeros(MAX_PENALISED, np.uint32)
         self._top_ids = np.zeros(TOP_CANDIDATES, np.uint32)
         self._top_logits = np.zeros(TOP_CANDIDATES, np.float32)
-        # The row of a token that is written alone, and its calls: arguments are encoded once.
+        self._total = np.zeros(1, np.float64)
+        # The row of a token that is written alone, and its call: arguments are encoded once.
         self._row = self._logits[0]
-        self._best_of_row = top_candidates.bind(self._top_args(self._row, 1), 2, 1)
-        self._temperature, self._sum_of_row = 1.0, self._bind_sum(1.0)
+        self._temperature, self._best_of_row = 1.0, self._bind_row(1.0)
 
     def check(self, samplers: list[SamplerRow]) -> None:
         """Raise WireError for rows that one frame cannot answer."""
@@ -100,28 +101,46 @@ class VocabAnswer:
             self._penalise(row, sampler)
         return n_bytes
 
+    def row_call(self, sampler: SamplerRow, n: int) -> tuple[int, tuple[Any, ...]]:
+        """Return the address and arguments with which compiled code answers a row like the last.
+
+        It writes sum and candidates into the outbox, where those of the last answer are, and
+        returns how many candidates there are: n, if all logits are numbers.
+        """
+        start = HEADER_BYTES + TOP_HEAD_BYTES
+        total = self._outbox[HEADER_BYTES : HEADER_BYTES + 8].view(np.float64)
+        ids = self._outbox[start : start + 4 * n].view(np.uint32)
+        logits = self._outbox[start + 4 * n : start + 8 * n].view(np.float32)
+        args = (self._row, self._ids, n, _temperature(sampler), total, ids, logits)
+        return top_of_row.address(args), args
+
+    @property
+    def row(self) -> F32:
+        """Logits of the only row, (1, n_local_rows)."""
+        return self._logits[:1]
+
     def _top(self, logits: F32, sampler: SamplerRow) -> TopRow:
         """Return one row's candidates; `logits` is penalised in place."""
         self._penalise(logits, sampler)
-        total = log_sum_exp(logits, float(sampler.temperature or 1.0))
-        return self._candidates(total, top_candidates(*self._top_args(logits, _n_wanted(sampler))))
+        n = top_of_row(*self._top_args(logits, _n_wanted(sampler), _temperature(sampler)))
+        return self._candidates(n)
 
     def _top_of_row(self, sampler: SamplerRow) -> TopRow:
         """Do the same for the only row."""
         self._penalise(self._row, sampler)
-        temperature = float(sampler.temperature or 1.0)
+        temperature = _temperature(sampler)
         if temperature != self._temperature:
-            self._temperature, self._sum_of_row = temperature, self._bind_sum(temperature)
-        return self._candidates(self._sum_of_row(), self._best_of_row(_n_wanted(sampler)))
+            self._temperature, self._best_of_row = temperature, self._bind_row(temperature)
+        return self._candidates(self._best_of_row(_n_wanted(sampler)))
 
-    def _bind_sum(self, temperature: float) -> Bound:
-        return log_sum_exp.bind((self._row, temperature), 2, 0)
+    def _bind_row(self, temperature: float) -> Bound:
+        return top_of_row.bind(self._top_args(self._row, 1, temperature), 2, 1)
 
-    def _top_args(self, logits: F32, n: int) -> tuple[Any, ...]:
-        return logits, self._ids, n, self._top_ids, self._top_logits
+    def _top_args(self, logits: F32, n: int, temperature: float) -> tuple[Any, ...]:
+        return logits, self._ids, n, temperature, self._total, self._top_ids, self._top_logits
 
-    def _candidates(self, total: float, n: int) -> TopRow:
-        return TopRow(total, self._top_ids[:n].copy(), self._top_logits[:n].copy())
+    def _candidates(self, n: int) -> TopRow:
+        return TopRow(float(self._total[0]), self._top_ids[:n].copy(), self._top_logits[:n].copy())
 
     def _penalise(self, logits: F32, sampler: SamplerRow) -> None:
         n_ids = len(sampler.penalised_ids)
@@ -135,3 +154,8 @@ class VocabAnswer:
 def _n_wanted(sampler: SamplerRow) -> int:
     """Return how many candidates a row asks for: a greedy one, only the best."""
     return TOP_CANDIDATES if sampler.temperature else 1
+
+
+def _temperature(sampler: SamplerRow) -> float:
+    """Return the temperature of a row's sum: a greedy one's is 1."""
+    return float(sampler.temperature or 1.0)

@@ -22,6 +22,8 @@ from kernels.errors import WireError
 __all__ = [
     "MAX_PENALISED",
     "TOP_CANDIDATES",
+    "TOP_ENTRY_BYTES",
+    "TOP_HEAD_BYTES",
     "SamplerRow",
     "TopRow",
     "pack_sampler_rows",
@@ -35,6 +37,8 @@ MAX_PENALISED = 4096
 
 _SAMPLER = struct.Struct("<ffII")
 _TOP = struct.Struct("<dII")
+# Before the candidates of the first row, and each of these.
+TOP_HEAD_BYTES, TOP_ENTRY_BYTES = _TOP.size, 8
 _FULL_LOGITS = 1
 
 Ids = npt.NDArray[np.uint32]

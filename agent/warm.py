@@ -21,10 +21,10 @@ import numpy as np
 from agent.compiler import compiling
 from agent.kv import KvPool, KvShape
 from agent.kv_ops import KvOp, KvOpCode
-from agent.phase_loop import StageCall, load_phase_loop
+from agent.phase_loop import StageCall, TokenCall, load_phase_loop, load_token_loop
 from agent.share import KvFormat
 from agent.zmq_calls import find_calls
-from kernels.entries import log_sum_exp, penalise, top_candidates
+from kernels.entries import penalise, top_of_row
 from kernels.entry import images_in_use
 from kernels.errors import ResourceError
 from kernels.layout import Geometry, WeightFormat
@@ -169,10 +169,14 @@ def _call_stage(small: Geometry, kernels: StageKernels) -> None:
     logits = np.zeros((1, small.vocab_size), np.float32)
     kernels.logits(x, logits)
     ids = np.arange(small.vocab_size, dtype=np.uint32)
+    top = (logits[0], ids, len(ids), 1.0, np.zeros(1), ids.copy(), logits[0].copy())
+    top_of_row(*top)
+    if find_calls() is not None:
+        token = kernels.token_call(x, logits)
+        calls = (*token[1:], top_of_row.address(top), top)
+        load_token_loop(TokenCall(0, 0, 0, 0, token.positions, half, *flat, half, 0, *calls))
     first, n_rows = np.zeros(1, np.int64), np.full(1, small.vocab_size, np.int64)
     penalise(logits[0], first, n_rows, ids.copy(), 1.1)
-    log_sum_exp(logits[0], 1.0)
-    top_candidates(logits[0], ids, len(ids), ids.copy(), logits[0].copy())
 
 
 def synthetic_stage(

@@ -25,7 +25,7 @@ from agent.frames import (
     RANK_BYTE,
     SEQ_BYTE,
 )
-from agent.native import DONT_WAIT, MORE, has_more, note, now_ns, receive, send
+from agent.native import DONT_WAIT, MORE, has_more, note, now_ns, receive, send, u32_at
 from kernels.exchange import add_partials, encode_flat
 from kernels.jit import inner, kernel
 
@@ -212,7 +212,7 @@ def _gather(
         for i in range(n_route):
             if route[i] != routes[rank * MAX_ROUTE_BYTES + i]:
                 return _ODD_FRAME
-        busy_ns = 1000 * _u32(inbox, first + BUSY_BYTE)
+        busy_ns = 1000 * u32_at(inbox, first + BUSY_BYTE)
         note(ring, rank + ((frame_bytes + n) << RANK_BITS), now_ns() - words[STARTED_NS] - busy_ns)
         slots[rank] = words[_N_GOT]
         words[_N_GOT] += 1
@@ -223,7 +223,7 @@ def _gather(
 def _is_reply(inbox: U8Array, first: int, n_bytes: int, expected: U8Array) -> bool:
     """Tell whether the frame has the header that is expected, whatever its rank and busy time."""
     payload = BUSY_BYTE + 4
-    if n_bytes < HEADER_BYTES or n_bytes != HEADER_BYTES + _u32(expected, payload):
+    if n_bytes < HEADER_BYTES or n_bytes != HEADER_BYTES + u32_at(expected, payload):
         return False
     for i in range(HEADER_BYTES):
         if RANK_BYTE <= i < RANK_BYTE + 2 or BUSY_BYTE <= i < payload:
@@ -234,21 +234,13 @@ def _is_reply(inbox: U8Array, first: int, n_bytes: int, expected: U8Array) -> bo
 
 
 @inner
-def _u32(data: U8Array, at: int) -> int:
-    value = 0
-    for i in range(4):
-        value += int(data[at + i]) << (8 * i)
-    return value
-
-
-@inner
 def _add_times(
     words: I64Array, waited_ns: int, inbox: U8Array, row_bytes: int, n_replies: int
 ) -> None:
     """Share the time of a dispatch out: kernels of the slowest member, exchange the rest."""
     busy_ns = 0
     for slot in range(n_replies):
-        busy_ns = max(busy_ns, 1000 * _u32(inbox, slot * row_bytes + BUSY_BYTE))
+        busy_ns = max(busy_ns, 1000 * u32_at(inbox, slot * row_bytes + BUSY_BYTE))
     busy_ns = min(busy_ns, waited_ns)
     words[KERNELS_NS] += busy_ns
     words[_EXCHANGE_NS] += waited_ns - busy_ns

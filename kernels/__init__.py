@@ -19,7 +19,8 @@ __all__ = ["cache_key", "kept_cache_directory"]
 # Files of other rooms that have compiled functions, or constants that these contain.
 _COMPILED_ELSEWHERE = (
     "agent/frames.py", "agent/native.py", "agent/phase_loop.py", "agent/serve_phases.py",
-    "agent/zmq_calls.py", "coordinator/walk_phases.py", "tools/bandwidth.py",
+    "agent/serve_tokens.py", "agent/zmq_calls.py", "coordinator/walk_phases.py",
+    "tools/bandwidth.py",
 )  # fmt: skip
 
 

@@ -11,11 +11,10 @@ __all__ = [
     "dismiss",
     "encode_flat",
     "init_semaphores",
-    "log_sum_exp",
     "penalise",
     "prepare_rows",
     "run_stage",
-    "top_candidates",
+    "top_of_row",
     "unpack_lane",
 ]
 
@@ -24,9 +23,8 @@ decode_flat = Entry("kernels.exchange", "decode_flat")
 dismiss = Entry("kernels.team", "dismiss")
 encode_flat = Entry("kernels.exchange", "encode_flat")
 init_semaphores = Entry("kernels.team", "init_semaphores")
-log_sum_exp = Entry("kernels.vocab", "log_sum_exp")
 penalise = Entry("kernels.vocab", "penalise")
 prepare_rows = Entry("kernels.row_table", "prepare_rows")
 run_stage = Entry("kernels.phases", "run_stage")
-top_candidates = Entry("kernels.vocab", "top_candidates")
+top_of_row = Entry("kernels.vocab", "top_of_row")
 unpack_lane = Entry("kernels.unpack", "unpack_lane")

@@ -20,7 +20,7 @@ from numba.np.arrayobj import populate_array as _populate_array
 from kernels.errors import HeadwiseError
 from kernels.lowering import operation
 
-__all__ = ["call_at", "entry_address", "floats_at"]
+__all__ = ["ask_at", "call_at", "entry_address", "floats_at"]
 
 # numba is typed in parts only.
 typeof: Any = _typeof
@@ -52,22 +52,28 @@ def call_at(typing_context: Any, address: Any, args: Any) -> Any:
 
     The types of the tuple `args` must be those that the address was taken for.
     """
-    signature = types.none(address, args)
+    return types.none(address, args), _lower_call
 
-    def lower(context: Any, builder: Any, sig: Any, values: Any) -> Any:
-        at, packed = values
-        arg_types = list(sig.args[1])
-        unpacked = [builder.extract_value(packed, i) for i in range(len(arg_types))]
-        ftype = context.call_conv.get_function_type(types.none, arg_types)
-        function = builder.inttoptr(at, ftype.as_pointer())
-        status, _ = context.call_conv.call_function(
-            builder, function, types.none, arg_types, unpacked
-        )
-        with builder.if_then(status.is_error, likely=False):
-            context.call_conv.return_status_propagate(builder, status)
-        return context.get_dummy_value()
 
-    return signature, lower
+@intrinsic  # type: ignore[untyped-decorator]
+def ask_at(typing_context: Any, address: Any, args: Any) -> Any:
+    """Do the same with a function that returns an int."""
+    return types.int64(address, args), _lower_call
+
+
+def _lower_call(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+    """Call what returns sig.return_type with the elements of a tuple."""
+    at, packed = values
+    returned, arg_types = sig.return_type, list(sig.args[1])
+    unpacked = [builder.extract_value(packed, i) for i in range(len(arg_types))]
+    ftype = context.call_conv.get_function_type(returned, arg_types)
+    function = builder.inttoptr(at, ftype.as_pointer())
+    status, value = context.call_conv.call_function(
+        builder, function, returned, arg_types, unpacked
+    )
+    with builder.if_then(status.is_error, likely=False):
+        context.call_conv.return_status_propagate(builder, status)
+    return context.get_dummy_value() if returned == types.none else value
 
 
 def floats_at(address: int, n: int) -> npt.NDArray[np.float32]:

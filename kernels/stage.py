@@ -25,7 +25,7 @@ from kernels.layout import Geometry
 from kernels.pool import Pool
 from kernels.tables import MemberAtoms, build_tables
 
-__all__ = ["MemberAtoms", "PhaseCall", "StageKernels"]
+__all__ = ["MemberAtoms", "PhaseCall", "StageKernels", "TokenKernels"]
 
 F32Array = npt.NDArray[np.float32]
 I32Array = npt.NDArray[np.int32]
@@ -40,6 +40,20 @@ class PhaseCall(NamedTuple):
     address: int
     head: tuple[Any, ...]
     tail: tuple[Any, ...]
+
+
+class TokenKernels(NamedTuple):
+    """How compiled code runs a whole stage on one row, at another position each time.
+
+    `ask_at(prepare_address, prepare)` takes the position from positions[0] and returns -1 if it is
+    possible; then `call_at(stage_address, stage)` runs the stage.
+    """
+
+    positions: I32Array
+    prepare_address: int
+    prepare: tuple[Any, ...]
+    stage_address: int
+    stage: tuple[Any, ...]
 
 
 class StageKernels:
@@ -113,10 +127,11 @@ class StageKernels:
         self._attachment = (0, 0, 0, 0, 0, 0, 0, *self._arrays)
         leading = (0, pool.n_threads, pool.sync, 0, 0, 0, 0, 0, 0, 0)
         self._run_stage = run_stage.bind((*leading, *self._arrays), 3, 7)
-        self._prepare_rows = prepare_rows.bind(
-            (self._slots, self._positions, 0, context_tokens, np.array(inv_freq),
-             float(rope_scale), pages.shape[0], page_table, table, scratch), 2, 1,
+        self._prepare_args = (
+            self._slots, self._positions, 1, context_tokens, np.array(inv_freq),
+            float(rope_scale), pages.shape[0], page_table, table, scratch,
         )  # fmt: skip
+        self._prepare_rows = prepare_rows.bind(self._prepare_args, 2, 1)
 
     def begin(self, slots: I32Array, positions: I32Array) -> None:
         """Say which rows the coming calls work on.
@@ -227,6 +242,34 @@ class StageKernels:
         run_stage(*nothing)
         self._pool.check()
         return PhaseCall(run_stage.address(nothing), head, tail)
+
+    def token_call(self, x: F32Array, logits: F32Array | None) -> TokenKernels:
+        """Return how compiled code repeats `run_layers`, or `run_all`, for the row begun.
+
+        Valid until the next call of any other method.
+
+        Args:
+            x: (1, D) float32 residual, C-contiguous, replaced; keep it alive.
+            logits: (1, n_local_rows) float32, C-contiguous, written; None = the layers only.
+
+        Raises:
+            InputError: as by those two, or not one row begun.
+        """
+        self._check_layers()
+        self._check_x(x)
+        if self._n_rows != 1:
+            raise InputError(f"{self._n_rows} rows are begun; a token is one")
+        what, out, columns = _LAYERS, x, self._hidden
+        if logits is not None:
+            self._check_logits(logits)
+            what, out, columns = _LAYERS + LOGITS, logits, self.n_local_rows
+        self._attach()
+        job = (0, self.n_layers, 1, address_of(x), address_of(out), columns)
+        stage: tuple[Any, ...] = (0, self._pool.n_threads, self._sync, what, *job, *self._arrays)
+        return TokenKernels(
+            self._positions, prepare_rows.address(self._prepare_args), self._prepare_args,
+            run_stage.address(stage), stage,
+        )  # fmt: skip
 
     def _phase(self, what: int, layer: int, x: F32Array, out: F32Array) -> None:
         """Run one phase. Arrays that have just been checked are not checked again."""

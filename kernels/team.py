@@ -18,7 +18,6 @@ from numba import types
 from kernels.balance import rebalance
 from kernels.barrier import (
     BRIEFLY_NS,
-    WATCH_NS,
     atomic_add,
     atomic_load,
     atomic_store,
@@ -67,6 +66,8 @@ __all__ = [
 
 I64Array = npt.NDArray[np.int64]
 
+# A token's way to a coordinator on the same machine and back is shorter.
+_SOON_NS = 1_500_000
 _SEMAPHORE_BYTES = 32  # sem_t of glibc and musl on 64 bits
 
 
@@ -134,8 +135,8 @@ def next_job(sync: I64Array, tid: int, seen: int) -> None:
     at = THREADS + THREAD_WORDS * tid
     since_ns = now_ns()
     # Jobs that followed each other soon will do so again; a thread that sleeps comes back late.
-    is_soon = sync[at + RESTED] < WATCH_NS and since_ns >= sync[CROWDED]
-    came = watch(sync, JOB, seen, WATCH_NS if is_soon else BRIEFLY_NS)
+    is_soon = sync[at + RESTED] < _SOON_NS and since_ns >= sync[CROWDED]
+    came = watch(sync, JOB, seen, _SOON_NS if is_soon else BRIEFLY_NS)
     if not came or atomic_load(sync, JOB) == seen:  # an abort is no job
         may_go_anywhere(sync, tid)
         _park(sync, at, seen)

@@ -15,10 +15,11 @@ from kernels.jit import inner, kernel
 from kernels.simd import add, largest, less, load, max8, quotient, same, sum8
 from kernels.simd_exp import exp8
 
-__all__ = ["log_sum_exp", "penalise", "top_candidates"]
+__all__ = ["log_sum_exp", "penalise", "top_candidates", "top_of_row"]
 
 F32Array = npt.NDArray[np.float32]
 U32Array = npt.NDArray[np.uint32]
+F64Array = npt.NDArray[np.float64]
 I64Array = npt.NDArray[np.int64]
 
 # Exponentials of one float32 sum.
@@ -160,3 +161,28 @@ def top_candidates(
         out_ids[0], out_ids[last] = out_ids[last], out_ids[0]
         _sift_down(out_logits, out_ids, last)
     return n
+
+
+@kernel
+def top_of_row(
+    logits: F32Array,
+    ids: U32Array,
+    k: int,
+    temperature: float,
+    total: F64Array,
+    out_ids: U32Array,
+    out_logits: F32Array,
+) -> int:
+    """Write what a holder of vocabulary says of one row; return how many candidates there are.
+
+    Args:
+        logits: (n_local,) float32, penalised.
+        ids: as for `top_candidates`, like k, out_ids and out_logits.
+        k: most candidates.
+        temperature: of the sum, above 0.
+        total: (1,) float64, written: `log_sum_exp`.
+        out_ids: written.
+        out_logits: written.
+    """
+    total[0] = log_sum_exp(logits, temperature)
+    return top_candidates(logits, ids, k, out_ids, out_logits)

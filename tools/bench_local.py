@@ -25,7 +25,7 @@ from coordinator.cluster import Cluster
 from coordinator.results import Token
 from kernels.errors import InputError
 from kernels.pool import Pool
-from kernels.vocab import log_sum_exp, top_candidates
+from kernels.vocab import top_of_row
 from weights.convert import convert_random
 
 __all__ = ["add_arguments", "run"]
@@ -52,6 +52,7 @@ class InProcess:
         self._x = np.zeros((1, directory.config.hidden_size), np.float32)
         self._logits = np.zeros((1, directory.config.vocab_size), np.float32)
         self._ids, self._best = np.zeros(1, np.uint32), np.zeros(1, np.float32)
+        self._total = np.zeros(1)
         self._slots = np.zeros(1, np.int32)
         self._member.kv.apply([KvOp(KvOpCode.OPEN, KvId(1), CONTEXT_TOKENS)])
 
@@ -64,8 +65,8 @@ class InProcess:
         started_s = time.perf_counter()
         kernels.begin(self._slots, positions)
         kernels.run_all(self._x, self._logits)
-        log_sum_exp(self._logits[0], 1.0)
-        top_candidates(self._logits[0], self._member.vocab_ids, 1, self._ids, self._best)
+        ids = self._member.vocab_ids
+        top_of_row(self._logits[0], ids, 1, 1.0, self._total, self._ids, self._best)
         return time.perf_counter() - started_s
 
     def close(self) -> None:

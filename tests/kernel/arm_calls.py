@@ -4,7 +4,7 @@ import numpy as np
 
 from agent.frames import FrameType, Header, Phase, Wire
 from agent.ids import Epoch, Rank, RunId, Seq
-from agent.phase_loop import StageCall, load_phase_loop
+from agent.phase_loop import StageCall, TokenCall, load_phase_loop, load_token_loop
 from agent.samples import Samples
 from coordinator.phase_walk import PhaseWalk
 from coordinator.schedule import Dispatch
@@ -14,7 +14,7 @@ from kernels.exchange import add_partials
 from kernels.layout import TILE_BYTES, WeightFormat
 from kernels.pool import Pool
 from kernels.tiles import unpack_row
-from kernels.vocab import log_sum_exp, penalise, top_candidates
+from kernels.vocab import penalise, top_of_row
 from kernels.wire_floats import decode_f16, encode_f16
 from tests.kernel_models import geometry, make_model, make_stage
 from tools.bandwidth import ReadBuffer
@@ -30,10 +30,9 @@ def call_others() -> None:
     add_partials(x, half.reshape(1, N), np.zeros(1, np.int32), 0, x)
     ids, atoms = np.zeros(4, np.uint32), np.zeros(1, np.int64)
     penalise(x, atoms, atoms, ids, 1.1)
-    log_sum_exp(x, 1.0)
     blob = np.zeros(TILE_BYTES[WeightFormat.Q4], np.uint8)
     unpack_row(blob, 0, 32, WeightFormat.Q4, np.zeros(32, np.float32))
-    top_candidates(x, ids, 4, ids.copy(), x.copy())
+    top_of_row(x, ids, 4, 1.0, np.zeros(1), ids.copy(), x.copy())
     sync = team.new_sync(1)
     team.init_semaphores(sync, 1)
     team.dismiss(sync, 1)
@@ -52,6 +51,9 @@ def _call_loop() -> None:
     head, tail = (0, 1, words), (1, 0, 0, N, *stage._arrays)
     layers, read_bytes = np.zeros(1, np.int32), np.zeros(2, np.int64)
     load_phase_loop(StageCall(layers, read_bytes, half, x, x, half, 1, head, tail))
+    ids, total = np.zeros(N, np.uint32), np.zeros(1)
+    calls = (1, stage._prepare_args, 1, (*head, 0, 0, 0, *tail), 1, (x, ids, 1, 1.0, total, ids, x))
+    load_token_loop(TokenCall(0, 0, 0, 0, layers, half, x, x, half, 1, *calls))
 
 
 def _call_walk() -> None:
