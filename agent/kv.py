@@ -78,9 +78,9 @@ class KvPool:
         self._n_tokens[self._slot(kv_id)] = n_tokens
 
     def own_tokens(self, kv_id: KvId, n_tokens: int) -> int:
-        """Return how many tokens from n_tokens on may be written without a word to this pool.
+        """Return up to how many tokens a context of n_tokens may grow without a word to this pool.
 
-        As far as pages are held that no other context shares, counted from the context's start.
+        That is as far as the pages go that it holds and no other context shares.
         """
         slot = self._slot(kv_id)
         page = n_tokens // PAGE_TOKENS

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from agent.frames import BUSY_BYTE, LAYER_BYTE, PHASE_BYTE, SEQ_BYTE
 from agent.native import note, now_ns, receive, send
 from agent.phase_loop import CALLED, N_STEPS, N_UNSENT
+from kernels.barrier import ABORT
 from kernels.exchange import decode_flat, encode_flat
 from kernels.formats import ATTENTION, MLP
 from kernels.jit import inner, kernel
@@ -73,6 +74,8 @@ def serve_phases(
         first = np.int64(layer_index[layer])
         what = np.int64(ATTENTION) if phase == 0 else np.int64(MLP)
         call_at(address, (*head, what, first, first + 1, *tail))
+        if head[2][ABORT] != 0:  # a worker failed: Python knows how to say that
+            return n
         if out_wire.size > 0:
             encode_flat(out, out_wire)
         busy_ns = now_ns() - started_ns

@@ -7,8 +7,9 @@
             else: hand it to Python
 
 For members that hold all of their layers, like `serve_phases` for those that hold parts: one text
-that is written alone comes to Python once a page. Rows are idempotent: a frame that is handed over
-after it has been run is simply run again.
+that is written alone comes to Python once a page. A frame whose logits are no numbers, or on which
+a worker failed, has been run when it is handed over, and Python runs it once more to say what is
+wrong; with f32 on the wire, on what the first run made of its residual.
 """
 
 import errno
@@ -21,6 +22,7 @@ from agent.frames import POSITION_BYTE, SEQ_BYTE
 from agent.native import note, now_ns, receive, u32_at
 from agent.phase_loop import CALLED, N_STEPS, N_TOKENS
 from agent.serve_phases import send_to_all, write_reply
+from kernels.barrier import ABORT
 from kernels.exchange import decode_flat, encode_flat
 from kernels.jit import inner, kernel
 from kernels.native import ask_at, call_at
@@ -32,6 +34,7 @@ U8Array = npt.NDArray[np.uint8]
 I64Array = npt.NDArray[np.int64]
 
 _AGAIN = -errno.EAGAIN
+_SYNC = 2  # place of the threads' words among the arguments of the phases
 
 
 @kernel
@@ -80,6 +83,8 @@ def serve_tokens(
         if x_wire.size > 0:
             decode_flat(x_wire, x)
         call_at(stage_address, stage)
+        if stage[_SYNC][ABORT] != 0:
+            return n
         if n_top > 0:
             if ask_at(top_address, top) != n_top:
                 return n  # not numbers: Python knows how to say that

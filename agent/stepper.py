@@ -12,6 +12,7 @@ same positions. Does not know sockets (`hot`).
                      empty RESIDUAL if no row wants the vocabulary; one call if all rows do
 """
 
+import logging
 from time import perf_counter_ns
 from typing import Any, NamedTuple
 
@@ -43,9 +44,11 @@ from agent.vocab_payload import (
 )
 from kernels.entries import decode_flat, encode_flat
 from kernels.entry import Bound
-from kernels.errors import WireError
+from kernels.errors import HeadwiseError, WireError
 
 __all__ = ["Stepper"]
+
+log = logging.getLogger(__name__)
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -161,7 +164,10 @@ class Stepper:
             call = self.stage_call(header)
             loop.learn(n_bytes, payload_offset(header.n_rows), n_reply_bytes, call)
         elif header.phase is Phase.STAGE:
-            token = self.token_call(header, n_reply_bytes)
+            try:
+                token = self.token_call(header, n_reply_bytes)
+            except HeadwiseError as e:  # its kernels are not at hand: only slower
+                return log.debug("tokens are left to Python: %s", e)
             if token is not None:
                 n_tokens = self._before[1] + 1
                 loop.learn_token(n_bytes, n_reply_bytes, n_tokens, token, self._note_tokens)
@@ -197,7 +203,9 @@ class Stepper:
             (sampler,) = self._samplers(header, views)
             if sampler.full_logits or len(sampler.penalised_ids):
                 return None
-            n_top = (n_reply_bytes - HEADER_BYTES - TOP_HEAD_BYTES) // TOP_ENTRY_BYTES
+            n_top = self._vocab.n_wanted(sampler)
+            if n_reply_bytes != HEADER_BYTES + TOP_HEAD_BYTES + TOP_ENTRY_BYTES * n_top:
+                return None  # of logits that were not numbers
             n_read += self._reads.vocab
         kernels = self._kernels.token_call(views.x, self._vocab.row if vocab_after else None)
         x_stop = payload_offset(1) + views.x_bytes

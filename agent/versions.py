@@ -10,7 +10,7 @@ SOFTWARE_VERSION = "0.1.0"
 # Canonical tiles, atoms and KV pages (kernels/layout.py, kernels/paging.py).
 LAYOUT_VERSION = 1
 # The order of additions: kernels with equal numbers give bit-equal results.
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 
 
 def our_versions() -> Versions:

@@ -105,14 +105,23 @@ class VocabAnswer:
         """Return the address and arguments with which compiled code answers a row like the last.
 
         It writes sum and candidates into the outbox, where those of the last answer are, and
-        returns how many candidates there are: n, if all logits are numbers.
+        returns how many candidates there are: n, if enough logits are numbers.
+
+        Args:
+            sampler: of that row; without penalties.
+            n: how many candidates there are, see `n_wanted`; 0 where nothing is asked.
         """
         start = HEADER_BYTES + TOP_HEAD_BYTES
         total = self._outbox[HEADER_BYTES : HEADER_BYTES + 8].view(np.float64)
         ids = self._outbox[start : start + 4 * n].view(np.uint32)
         logits = self._outbox[start + 4 * n : start + 8 * n].view(np.float32)
         args = (self._row, self._ids, n, _temperature(sampler), total, ids, logits)
+        top_of_row(*args)  # compiles if need be
         return top_of_row.address(args), args
+
+    def n_wanted(self, sampler: SamplerRow) -> int:
+        """Return how many candidates the answer to a row has, if its logits are numbers."""
+        return min(_n_wanted(sampler), len(self._ids))
 
     @property
     def row(self) -> F32:

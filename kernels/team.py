@@ -4,8 +4,8 @@
     thread > 0    next_job(sync, tid)     run its share    finish_job(sync)     and over again
 
 A function that follows this protocol is entered by every worker once (`Pool.attach`) and by the
-caller for each job. Workers watch the job counter for a while after a job, longer if the one before
-came soon, then park on a semaphore. `sync` is laid out in `sync_words`.
+caller for each job. Workers watch the job counter for a while after a job, longer if that one
+came soon or was long, then park on a semaphore. `sync` is laid out in `sync_words`.
 """
 
 from typing import Any
@@ -18,6 +18,7 @@ from numba import types
 from kernels.balance import rebalance
 from kernels.barrier import (
     BRIEFLY_NS,
+    WATCH_NS,
     atomic_add,
     atomic_load,
     atomic_store,
@@ -66,8 +67,9 @@ __all__ = [
 
 I64Array = npt.NDArray[np.int64]
 
-# A token's way to a coordinator on the same machine and back is shorter.
-_SOON_NS = 1_500_000
+# Workers watch for the next job for an eighth of the time that the last one took, if that is longer
+# than WATCH_NS, but no longer than a token takes to a coordinator on this machine and back.
+_WORK_PER_WATCH, _LONGEST_NS = 8, 1_500_000
 _SEMAPHORE_BYTES = 32  # sem_t of glibc and musl on 64 bits
 
 
@@ -135,8 +137,9 @@ def next_job(sync: I64Array, tid: int, seen: int) -> None:
     at = THREADS + THREAD_WORDS * tid
     since_ns = now_ns()
     # Jobs that followed each other soon will do so again; a thread that sleeps comes back late.
-    is_soon = sync[at + RESTED] < _SOON_NS and since_ns >= sync[CROWDED]
-    came = watch(sync, JOB, seen, _SOON_NS if is_soon else BRIEFLY_NS)
+    soon_ns = max(WATCH_NS, min((since_ns - sync[STARTED]) // _WORK_PER_WATCH, _LONGEST_NS))
+    is_soon = sync[at + RESTED] < soon_ns and since_ns >= sync[CROWDED]
+    came = watch(sync, JOB, seen, soon_ns if is_soon else BRIEFLY_NS)
     if not came or atomic_load(sync, JOB) == seen:  # an abort is no job
         may_go_anywhere(sync, tid)
         _park(sync, at, seen)

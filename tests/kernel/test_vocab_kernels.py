@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from coordinator.sampling import MASS_TOLERANCE
 from kernels.vocab import log_sum_exp, penalise, top_candidates
 
 
@@ -20,6 +21,19 @@ def test_log_sum_exp(n: int, temperature: float) -> None:
     scaled = logits.astype(np.float64) / temperature
     expected = scaled.max() + np.log(np.exp(scaled - scaled.max()).sum())
     assert log_sum_exp(logits, temperature) == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.75, 1.0, 3.0])
+@pytest.mark.parametrize("n", [32_000, 151_936])
+def test_log_sum_exp_where_the_same_error_is_made_often(n: int, temperature: float) -> None:
+    """Many equal logits that are worth one tenth of the best, as much, or ten times as much."""
+    for share in (0.1, 1.0, 10.0):
+        for best in np.linspace(0.1, 9.0, 7):
+            logits = np.full(n, best - temperature * np.log(n / share), np.float32)
+            logits[0] = best
+            scaled = logits.astype(np.float64) / temperature
+            expected = scaled.max() + np.log(np.exp(scaled - scaled.max()).sum())
+            assert abs(log_sum_exp(logits, temperature) - expected) < 0.5 * MASS_TOLERANCE
 
 
 def test_log_sum_exp_of_nothing_and_of_nan() -> None:

@@ -171,6 +171,23 @@ def test_full_logits_of_the_last_rows_of_a_stage(cluster, local):
     assert np.array_equal(as_array(payload, Wire.F32, 6), residual)
 
 
+@pytest.mark.parametrize("wire", Wire)
+def test_tokens_of_a_text_one_after_the_other(cluster, local, wire):
+    logits = np.zeros((1, 300), np.float32)
+    for pos in range(70):
+        x = numbers(1, pos)
+        begin(local, [(1, pos)])
+        header, payload = cluster.step(
+            Phase.STAGE, 0, x, [(1, pos)], n_vocab_rows=1, block=GREEDY, vocab_after=True, wire=wire
+        )
+        local.kernels.run_all(x, logits)
+        assert header.type is FrameType.TOP
+        (top,) = read_top_rows(payload, 1)
+        assert top.ids.tolist() == [logits[0].argmax()]
+        assert top.logits.tolist() == [logits[0].max()]
+        assert top.log_sum_exp == log_sum_exp(logits[0], 1.0)
+
+
 def test_a_repeated_step_gives_the_same_answer(cluster):
     rows, x = [(1, pos) for pos in range(4)], numbers(4)
     first = cluster.step(Phase.ATTENTION, 1, x, rows)[1]

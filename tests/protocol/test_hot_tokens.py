@@ -3,13 +3,15 @@
 A hot loop of this process on a real socket, beside a member of the same atoms that Python drives.
 """
 
+import queue
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import zmq
 
-from agent.events import LoadFailed
+from agent.departure import Export
+from agent.events import Joined, LoadKey, PoolJob, RowsRead
 from agent.frames import (
     Flag,
     FrameType,
@@ -24,10 +26,13 @@ from agent.frames import (
 from agent.hot import HotLoop
 from agent.ids import Epoch, KvId, RunId, Seq
 from agent.kv_ops import KvOp, KvOpCode, pack_kv_ops
+from agent.kv_rows import export_rows
 from agent.member import make_member
+from agent.migration_messages import Group
 from agent.sockets import HOT, set_options
 from agent.vocab_payload import SamplerRow, pack_sampler_rows, read_top_rows
 from agent.zmq_calls import find_calls
+from kernels.mode import JIT_DISABLED
 from kernels.paging import PAGE_TOKENS
 from kernels.pool import Pool
 from kernels.vocab import log_sum_exp
@@ -52,10 +57,10 @@ class Answer(NamedTuple):
 
 
 class Text:
-    """One loop's socket, and the same contexts in this process."""
+    """One loop's socket and what it tells, and the same contexts in this process."""
 
-    def __init__(self, router, loop, member):
-        self._router, self.loop, self._member = router, loop, member
+    def __init__(self, router, loop, member, told):
+        self._router, self.loop, self.member, self.told = router, loop, member, told
         self._seq = 0
 
     def send(self, kind, payload, rows=(), **changes):
@@ -71,7 +76,14 @@ class Text:
 
     def kv(self, *ops):
         self.send(FrameType.KV, pack_kv_ops(ops))
-        self._member.kv.apply(ops)
+        self.member.kv.apply(ops)
+
+    def hello(self):
+        """Return the header of the HELLO that came."""
+        frame = self._router.recv_multipart()[1]
+        header = read_header(frame, len(frame))
+        assert header.type is FrameType.HELLO
+        return header
 
     def reply(self):
         frame = self._router.recv_multipart()[1]
@@ -90,9 +102,9 @@ class Text:
             changes |= {"flags": Flag.VOCAB_AFTER, "n_vocab_rows": 1}
         self.send(FrameType.STEP, payload, [(kv_id, position)], **changes)
         slots, logits = np.zeros(1, np.int32), np.zeros((1, V), np.float32)
-        self._member.kv.prepare(np.array([[kv_id, position]], np.uint32), slots)
-        self._member.kernels.begin(slots, np.array([position], np.int32))
-        self._member.kernels.run_all(x, logits)
+        self.member.kv.prepare(np.array([[kv_id, position]], np.uint32), slots)
+        self.member.kernels.begin(slots, np.array([position], np.int32))
+        self.member.kernels.run_all(x, logits)
         return Answer(*self.reply(), x[0], logits[0])
 
     def check(self, kv_id, position, sampler=GREEDY, wire=Wire.F16):
@@ -128,30 +140,28 @@ def directory(tmp_path_factory):
 @pytest.fixture
 def text(directory):
     """Context 1, open."""
-    pools = Pool(1), Pool(1)
+    pools = Pool(1), Pool(1 if JIT_DISABLED else 2)
     ours, theirs = (
         make_member(assignment(directory, RUN), directory.manifest, directory.weights, pool)
         for pool in pools
     )
-    failed = []
+    told = queue.SimpleQueue()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         set_options(router, HOT)
         router.setsockopt(zmq.RCVTIMEO, int(1000 * DEADLINE_S))
         port = router.bind_to_random_port("tcp://127.0.0.1")
-        loop = HotLoop(
-            f"tcp://127.0.0.1:{port}", b"me", RunId(RUN),
-            lambda e: failed.append(e) if isinstance(e, LoadFailed) else None,
-        )  # fmt: skip
+        loop = HotLoop(f"tcp://127.0.0.1:{port}", b"me", RunId(RUN), told.put)
         loop.start()
         loop.adopt(Epoch(1), theirs)
         assert router.recv_multipart()[0] == b"me"
-        text = Text(router, loop, ours)
+        assert told.get(timeout=DEADLINE_S) == Joined(LoadKey(RunId(RUN), Epoch(1)))
+        text = Text(router, loop, ours, told)
         text.kv(KvOp(OPEN, KvId(1), 192))
         yield text
         loop.stop()
         assert loop.join(DEADLINE_S)
         theirs.kv.check()
-    assert not failed
+    assert told.empty()
     for pool in pools:
         pool.close()
 
@@ -265,5 +275,44 @@ def test_logits_that_are_no_numbers_come_to_python(text):
     assert header.type is FrameType.TOP
     (top,) = read_top_rows(payload, 1)
     assert len(top.ids) == 0
+    # Nothing is learnt from that.
+    text.send(FrameType.STEP, x, [(1, 5)], **changes)
+    header, payload = text.reply()
+    assert header.type is FrameType.TOP
+    assert len(read_top_rows(payload, 1)[0].ids) == 0
     assert text.n_compiled == n_compiled
-    text.check(1, 4, WARM)
+    text.kv(KvOp(TRUNCATE, KvId(1), 4))
+    for position in range(4, 8):
+        text.check(1, position, WARM)
+    assert text.n_compiled == n_compiled + 2
+
+
+def test_rows_are_read_in_the_middle_of_a_text(text):
+    key = LoadKey(RunId(RUN), Epoch(1))
+    for position in range(12):
+        text.check(1, position)
+    text.loop.move(PoolJob(key, Export(7, 1, 1, (Group(1, 0),), 0, 12)))
+    # In whichever order the loop sees it: rows are read between two tokens.
+    text.check(1, 12)
+    read = text.told.get(timeout=DEADLINE_S)
+    place = text.member.group_index[1, 0]
+    assert read == RowsRead(key, 7, export_rows(text.member.kv, 1, [place], 0, 12))
+    text.loop.end_moves()
+    text.check(1, 13)
+
+
+def test_another_epoch_comes_and_goes_in_the_middle_of_a_text(text, directory):
+    pool = Pool(1)
+    told = assignment(directory, RUN, 2)
+    other = make_member(told, directory.manifest, directory.weights, pool)
+    for position in range(5):
+        text.check(1, position)
+    text.loop.adopt(Epoch(2), other)
+    assert text.told.get(timeout=DEADLINE_S) == Joined(LoadKey(RunId(RUN), Epoch(2)))
+    assert text.hello().epoch == 2
+    for position in range(5, 10):
+        text.check(1, position)
+    text.loop.drop(Epoch(2))
+    for position in range(10, 15):
+        text.check(1, position)
+    pool.close()
