@@ -71,7 +71,8 @@ def pack_sampler_rows(rows: list[SamplerRow]) -> bytes:
     for row in rows:
         flags = _FULL_LOGITS if row.full_logits else 0
         parts.append(_SAMPLER.pack(row.temperature, row.penalty, flags, len(row.penalised_ids)))
-        parts.append(row.penalised_ids.astype("<u4").tobytes())
+        if len(row.penalised_ids):
+            parts.append(row.penalised_ids.astype("<u4").tobytes())
     return b"".join(parts)
 
 

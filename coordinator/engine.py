@@ -39,6 +39,7 @@ from coordinator.plan import Plan
 from coordinator.replies import ReplyReader, WrongNumberError
 from coordinator.rows import Rows, StepTimes
 from coordinator.schedule import Dispatch, half_layers_end, make_schedule
+from coordinator.token_frame import TokenFrame
 from coordinator.walk_phases import Stop
 from coordinator.workspace import Workspace
 from kernels.errors import FaultyAgentError, RemoteError
@@ -123,6 +124,8 @@ class Engine:
                 self.exchanges.trips,
             )  # fmt: skip
         self._half_layers_end = half_layers_end(self._schedule)
+        first, header = self._schedule[0], self._header(FrameType.STEP, self._wire)
+        self._token = TokenFrame(header, first) if first.vocab_after else None
         self._load_kernels()
         if not any(dispatch.phase is Phase.ATTENTION for dispatch in self._schedule):
             self._phases = None  # loaded for plans to come; this one has no half layers to walk
@@ -234,6 +237,8 @@ class Engine:
     def _walk(
         self, work: Workspace, rows: Rows, samplers: Sequence[SamplerRow], wire: Wire
     ) -> list[list[TopRow]] | F32:
+        if self._token is not None and work.n_rows == len(samplers) == 1:
+            return self._walk_token(self._token, work, rows, samplers[0], wire)
         self._pack_step(work, rows, wire)
         at = 0
         while True:
@@ -244,7 +249,7 @@ class Engine:
                 break
             if dispatch.vocab_after:
                 replies = self._ask_vocab(dispatch, work, samplers, wire)
-                return self._answer(replies, samplers)
+                return self._reader.answer(replies, samplers)
             if self._phases is not None and dispatch.phase is not Phase.STAGE:
                 at = self._walk_phases(self._phases, work, wire, at - 1)
                 continue
@@ -263,7 +268,18 @@ class Engine:
         tail = self._workspace(len(samplers))
         tail.x[:] = work.x[first:]
         self._pack_step(tail, Rows(rows.kv_ids[first:], rows.positions[first:]), wire)
-        return self._answer(self._ask_vocab(dispatch, tail, samplers, wire), samplers)
+        replies = self._ask_vocab(dispatch, tail, samplers, wire)
+        return self._reader.answer(replies, samplers)
+
+    def _walk_token(
+        self, token: TokenFrame, work: Workspace, rows: Rows, sampler: SamplerRow, wire: Wire
+    ) -> list[list[TopRow]] | F32:
+        """Do it for one row that the only dispatch takes all the way."""
+        if self.between is not None:
+            self.between()
+        seq, kv_id, position = self._link.next_seq(), rows.kv_ids[0], rows.positions[0]
+        frame = token.packed(seq, wire, kv_id, position, sampler, work.flat_read)
+        return self._reader.answer(self._exchange(frame, self._schedule[0]), [sampler])
 
     def _walk_phases(self, phases: PhaseWalk, work: Workspace, wire: Wire, first: int) -> int:
         """Carry out the half layers from dispatch `first` on; return the first one not done.
@@ -291,7 +307,7 @@ class Engine:
         self._add_partials(replies, walked.dispatch, work, wire)
         return walked.dispatch + 1
 
-    def _exchange(self, frame: memoryview | bytes, dispatch: Dispatch) -> list[Reply]:
+    def _exchange(self, frame: memoryview | bytes | bytearray, dispatch: Dispatch) -> list[Reply]:
         """Send a frame to the members of a dispatch, gather their replies, keep the times."""
         asked_s = time.perf_counter()
         replies = self._link.exchange(frame, dispatch.ranks, PHASE_TIMEOUT_S)
@@ -302,12 +318,7 @@ class Engine:
         return replies
 
     def _add_times(self, replies: list[Reply], waited_s: float) -> None:
-        times = self.times
-        kernels_s = min(waited_s, 1e-6 * max([reply.header.busy_us for reply in replies]))
-        times.kernels_s += kernels_s
-        times.exchange_s += waited_s - kernels_s
-        times.longest_dispatch_s = max(times.longest_dispatch_s, waited_s)
-        times.n_dispatches += 1
+        self.times.add(1e-6 * max([reply.header.busy_us for reply in replies]), waited_s)
 
     def _add_partials(self, replies: list[Reply], at: int, work: Workspace, wire: Wire) -> None:
         """Add the partial sums to the residual, in rank order, in one call."""
@@ -361,24 +372,12 @@ class Engine:
         self._encode(work, wire)
         block = pack_sampler_rows(list(samplers))
         header = self._header(FrameType.STEP, wire)._replace(
-            layer=dispatch.layer,
-            phase=dispatch.phase,
+            layer=dispatch.layer, phase=dispatch.phase, n_rows=work.n_rows,
             flags=Flag.VOCAB_AFTER if dispatch.vocab_after else Flag.NONE,
-            n_rows=work.n_rows,
-            n_vocab_rows=len(samplers),
-            payload_bytes=work.payload[wire].nbytes + len(block),
-        )
+            n_vocab_rows=len(samplers), payload_bytes=work.payload[wire].nbytes + len(block),
+        )  # fmt: skip
         pack_header(work.frame, header)
         return self._exchange(bytes(work.frames[wire]) + block, dispatch)
-
-    def _answer(
-        self, replies: list[Reply], samplers: Sequence[SamplerRow]
-    ) -> list[list[TopRow]] | F32:
-        if not samplers:
-            return []
-        if samplers[0].full_logits:
-            return self._reader.logits(replies, len(samplers))
-        return self._reader.tops(replies, len(samplers))
 
     def _pack_step(self, work: Workspace, rows: Rows, wire: Wire) -> None:
         """Write what all phases of a step have in common: header and row table."""

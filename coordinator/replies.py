@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from agent.frames import HEADER_BYTES, FrameType, Wire
 from agent.share import AtomRange, indices
-from agent.vocab_payload import TopRow, read_top_rows
+from agent.vocab_payload import SamplerRow, TopRow, read_top_rows
 from coordinator.hot_link import HotLink, Reply
 from coordinator.plan import Plan
 from kernels.errors import RemoteError
@@ -49,7 +49,7 @@ class ReplyReader:
     """
 
     def __init__(self, link: HotLink, plan: Plan, geometry: Geometry) -> None:
-        self._link = link
+        self._slots = [row.data for row in link.inbox]
         self._geometry = geometry
         self._names = [m.agent for m in plan.members]
         self._vocab_ids = [_token_ids(m.vocab, geometry) for m in plan.members]
@@ -75,8 +75,7 @@ class ReplyReader:
 
     def payload(self, reply: Reply) -> memoryview:
         """Return the payload of a reply."""
-        row: memoryview = self._link.inbox[reply.slot].data
-        return row[HEADER_BYTES : HEADER_BYTES + reply.header.payload_bytes]
+        return self._slots[reply.slot][HEADER_BYTES : HEADER_BYTES + reply.header.payload_bytes]
 
     def name(self, rank: int) -> str:
         """Return the name of a member's agent."""
@@ -86,6 +85,20 @@ class ReplyReader:
         """Return the error that a member's numbers in `where` are not finite."""
         name = self._names[rank]
         return WrongNumberError(f"agent {name!r} sent inf or NaN in {where}", name)
+
+    def answer(
+        self, replies: Sequence[Reply], samplers: Sequence[SamplerRow]
+    ) -> list[list[TopRow]] | F32:
+        """Return what `logits` or `tops` do, as the samplers ask; nothing if there are none.
+
+        Raises:
+            WrongNumberError: as by those.
+            RemoteError: as by those.
+        """
+        if not samplers:
+            return []
+        read = self.logits if samplers[0].full_logits else self.tops
+        return read(replies, len(samplers))
 
     def tops(self, replies: Sequence[Reply], n_rows: int) -> list[list[TopRow]]:
         """Return each vocab row's candidates from all holders, in rank order.

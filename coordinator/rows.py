@@ -25,3 +25,11 @@ class StepTimes:
     longest_dispatch_s: float = 0.0
     n_steps: int = 0
     n_dispatches: int = 0
+
+    def add(self, busy_s: float, waited_s: float) -> None:
+        """Add a dispatch that took waited_s, of which its slowest member's kernels took busy_s."""
+        kernels_s = min(waited_s, busy_s)
+        self.kernels_s += kernels_s
+        self.exchange_s += waited_s - kernels_s
+        self.longest_dispatch_s = max(self.longest_dispatch_s, waited_s)
+        self.n_dispatches += 1

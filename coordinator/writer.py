@@ -188,15 +188,11 @@ class Writer:
     def _sampler(self, full_logits: bool = False) -> SamplerRow:
         """Return what the vocab holders need for the next token."""
         options = self._options
-        recent: list[int] = []
-        if options.repeat_penalty != 1.0 and options.repeat_last_n:
-            recent = sorted(set(self._ids[-options.repeat_last_n :]))
-        return SamplerRow(
-            options.temperature,
-            options.repeat_penalty,
-            full_logits,
-            np.array(recent, np.uint32),
-        )
+        row = SamplerRow(options.temperature, options.repeat_penalty, full_logits)
+        if options.repeat_penalty == 1.0 or not options.repeat_last_n:
+            return row
+        recent = sorted(set(self._ids[-options.repeat_last_n :]))
+        return row._replace(penalised_ids=np.array(recent, np.uint32))
 
     def _choose(self, answer: Answer) -> int:
         """Draw the next token; ask for all logits where the best candidates cannot decide."""
