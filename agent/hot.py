@@ -256,12 +256,8 @@ class HotLoop:
         phases = self._phases
         # Compiled code stays with a step; when work waits, a frame is all there is time for.
         if phases is None or not phases.ready or self._rows.waiting:
-            n_bytes = socket.recv_into(self._inbox_bytes)
-        else:
-            n_bytes = phases.next_frame()
-        if phases is not None:
-            phases.forget()
-        return n_bytes
+            return socket.recv_into(self._inbox_bytes)
+        return phases.next_frame()
 
     def _on_frame(self, n_bytes: int) -> None:
         """Answer one frame; raises WireError if it is no frame of the hot channel."""
@@ -273,6 +269,8 @@ class HotLoop:
         kind = header.type
         if kind is FrameType.PING:
             return
+        if self._phases is not None:
+            self._phases.forget()
         if kind is not FrameType.STEP and kind is not FrameType.KV:
             raise WireError(f"hot frame of type {kind.name} is not for an agent")
         served = False

@@ -155,7 +155,7 @@ class Stepper:
         """Have compiled code serve what comes after the step just run, if that is like it.
 
         Args:
-            loop: knows nothing.
+            loop: has forgotten what it knew.
             header: of the frame in the inbox.
             n_bytes: the frame's size.
             n_reply_bytes: the size of its reply, in the outbox.
@@ -167,7 +167,8 @@ class Stepper:
             try:
                 token = self.token_call(header, n_reply_bytes)
             except HeadwiseError as e:  # its kernels are not at hand: only slower
-                return log.debug("tokens are left to Python: %s", e)
+                log.debug("tokens are left to Python: %s", e)
+                return
             if token is not None:
                 n_tokens = self._before[1] + 1
                 loop.learn_token(n_bytes, n_reply_bytes, n_tokens, token, self._note_tokens)

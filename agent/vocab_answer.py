@@ -115,7 +115,8 @@ class VocabAnswer:
         total = self._outbox[HEADER_BYTES : HEADER_BYTES + 8].view(np.float64)
         ids = self._outbox[start : start + 4 * n].view(np.uint32)
         logits = self._outbox[start + 4 * n : start + 8 * n].view(np.float32)
-        args = (self._row, self._ids, n, _temperature(sampler), total, ids, logits)
+        row, row_ids = (self._row, self._ids) if n else (self._row[:0], self._ids[:0])
+        args = (row, row_ids, n, _temperature(sampler), total, ids, logits)
         top_of_row(*args)  # compiles if need be
         return top_of_row.address(args), args
 

@@ -274,7 +274,7 @@ class Engine:
     def _walk_token(
         self, token: TokenFrame, work: Workspace, rows: Rows, sampler: SamplerRow, wire: Wire
     ) -> list[list[TopRow]] | F32:
-        """Do it for one row that the only dispatch takes all the way."""
+        """Take one row, which the only dispatch carries all the way, through the plan."""
         if self.between is not None:
             self.between()
         seq, kv_id, position = self._link.next_seq(), rows.kv_ids[0], rows.positions[0]

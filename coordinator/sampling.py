@@ -35,7 +35,7 @@ NEED_FULL_LOGITS = -1
 # Holders sum their exponentials in another order than this file does, and in float32, which is off
 # by less than half of this. A draw that lands so near a border that rounding could decide it is
 # settled with all logits, in one fixed order.
-MASS_TOLERANCE = 1e-5
+MASS_TOLERANCE = 5e-6
 
 _31, _SIGN = np.int32(31), np.int32(-(2**31))
 

@@ -93,8 +93,14 @@ class Pool:
         Args:
             function: a kernel; it compiles before the workers enter it.
             args: the very same objects in each call count as the same.
+
+        Raises:
+            Exception: what a worker raised in its last job, as `check` does.
         """
-        if self.n_threads == 1 or self._is_attached(function, args):
+        if self.n_threads == 1:
+            return
+        self.check()  # of a job that compiled code has run: who failed is back, and would be missed
+        if self._is_attached(function, args):
             return
         self.detach()
         ask_for_short_slices()

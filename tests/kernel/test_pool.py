@@ -199,7 +199,9 @@ def test_attaching_the_same_again_leaves_the_threads_where_they_are() -> None:
 
 
 @needs_threads
-def test_an_attached_worker_that_fails_is_told_and_the_pool_lives_on() -> None:
+@pytest.mark.parametrize("asked", ["check", "attach"])
+def test_an_attached_worker_that_fails_is_told_and_the_pool_lives_on(asked: str) -> None:
+    """When somebody asks, or at the latest when the next job is to begin."""
     pool = Pool(3)
 
     def fail(tid: int, n_threads: int, sync: Any, counts: Any) -> None:
@@ -214,7 +216,7 @@ def test_an_attached_worker_that_fails_is_told_and_the_pool_lives_on() -> None:
     pool.attach(fail, (counts,))
     fail(0, 3, pool.sync, counts)
     with pytest.raises(RuntimeError, match="worker 1"):
-        pool.check()
+        pool.check() if asked == "check" else pool.attach(fail, (counts,))
     run_jobs(pool, counts, [1])
     np.testing.assert_array_equal(counts, [1, 1, 1])
     pool.close()

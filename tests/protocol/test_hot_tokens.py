@@ -32,6 +32,7 @@ from agent.migration_messages import Group
 from agent.sockets import HOT, set_options
 from agent.vocab_payload import SamplerRow, pack_sampler_rows, read_top_rows
 from agent.zmq_calls import find_calls
+from kernels.barrier import ABORT
 from kernels.mode import JIT_DISABLED
 from kernels.paging import PAGE_TOKENS
 from kernels.pool import Pool
@@ -59,8 +60,9 @@ class Answer(NamedTuple):
 class Text:
     """One loop's socket and what it tells, and the same contexts in this process."""
 
-    def __init__(self, router, loop, member, told):
-        self._router, self.loop, self.member, self.told = router, loop, member, told
+    def __init__(self, router, loop, pool, member, told):
+        self._router, self.loop, self.pool = router, loop, pool
+        self.member, self.told = member, told
         self._seq = 0
 
     def send(self, kind, payload, rows=(), **changes):
@@ -155,7 +157,7 @@ def text(directory):
         loop.adopt(Epoch(1), theirs)
         assert router.recv_multipart()[0] == b"me"
         assert told.get(timeout=DEADLINE_S) == Joined(LoadKey(RunId(RUN), Epoch(1)))
-        text = Text(router, loop, ours, told)
+        text = Text(router, loop, pools[1], ours, told)
         text.kv(KvOp(OPEN, KvId(1), 192))
         yield text
         loop.stop()
@@ -261,6 +263,30 @@ def test_a_context_that_closes_is_missed_by_the_next_token(text):
     text.kv(KvOp(OPEN, KvId(1), 20))
     for position in range(4):
         text.check(1, position)
+
+
+@needs_calls
+def test_a_ping_in_a_text_is_no_news(text):
+    """Who waits for a slow token pings now and then."""
+    for position in range(10):
+        text.send(FrameType.PING, b"")
+        text.check(1, position)
+    assert text.n_compiled == 8
+
+
+@needs_calls
+def test_a_worker_that_fails_is_told_and_the_text_goes_on(text):
+    for position in range(4):
+        text.check(1, position)
+    n_compiled = text.n_compiled
+    text.pool.sync[ABORT] = 1
+    text.pool._failure = RuntimeError("worker 1")
+    header, payload, *_ = text.token(1, 4)
+    assert (header.type, payload) == (FrameType.ERROR, b"internal error: RuntimeError('worker 1')")
+    assert text.n_compiled == n_compiled
+    for position in range(4, 8):
+        text.check(1, position)
+    assert text.n_compiled > n_compiled
 
 
 @needs_calls

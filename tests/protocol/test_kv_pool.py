@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from agent.kv import KvPool, KvShape, pool_pages
 from agent.kv_ops import KvOp, KvOpCode
 from kernels.errors import ResourceError, WireError
+from kernels.paging import PAGE_TOKENS
 
 P = 64
 SHAPE = KvShape(
@@ -230,3 +231,20 @@ def test_a_fork_copies_bytes_with_their_scales():
     assert pool.pages.dtype == np.int8
     assert pool.pages.shape[1] == 2 * P * 2 + 2 * P * 4  # K, V, and a scale of each position
     assert np.array_equal(pool.pages[copied], pool.pages[last])
+
+
+def test_a_context_grows_by_itself_as_far_as_its_own_pages_go():
+    pool = KvPool(KvShape(2, 16, np.dtype(np.uint16), 4 * PAGE_TOKENS, 12 * PAGE_TOKENS, 3))
+    pool.apply([KvOp(KvOpCode.OPEN, 1, 4 * PAGE_TOKENS)])
+    assert pool.own_tokens(1, 0) == 0
+    step(pool, (1, 0))
+    assert pool.own_tokens(1, 1) == PAGE_TOKENS
+    pool.extend(1, 2 * PAGE_TOKENS + 1)
+    assert pool.own_tokens(1, 1) == 3 * PAGE_TOKENS
+    pool.apply([KvOp(KvOpCode.FORK, 2, 1, PAGE_TOKENS)])
+    assert pool.own_tokens(1, 1) == 0
+    assert pool.own_tokens(1, PAGE_TOKENS) == 3 * PAGE_TOKENS
+    assert pool.own_tokens(2, PAGE_TOKENS) == PAGE_TOKENS
+    pool.note_written(1, PAGE_TOKENS + 5)
+    assert pool.n_tokens(1) == PAGE_TOKENS + 5
+    pool.check()
