@@ -4,8 +4,8 @@
     thread > 0    next_job(sync, tid)     run its share    finish_job(sync)     and over again
 
 A function that follows this protocol is entered by every worker once (`Pool.attach`) and by the
-caller for each job. Workers watch the job counter for a while after a job, longer if that
-one came soon, longest if it took long too, then park on a semaphore. `sync` is laid out in `sync_words`.
+caller for each job. Workers watch the job counter for a while after a job, longer if that one came
+soon, longest if it took long too, then park on a semaphore. `sync` is laid out in `sync_words`.
 """
 
 from typing import Any
