@@ -23,8 +23,8 @@ class ReadBytes:
         member: whose atoms.
 
     Attributes:
-        stage_weights: bytes of the weights of all layers.
-        stage_page: bytes of a page of keys and values in all layers.
+        stage_weights_bytes: bytes of the weights of all layers.
+        stage_page_bytes: bytes of a page of keys and values in all layers.
         vocab: bytes of the rows of the vocabulary.
     """
 
@@ -39,8 +39,8 @@ class ReadBytes:
         self._page_bytes = kv_shape(member.assignment, g).page_bytes
         self._n_groups = int(self._groups.sum())
         self._none = np.zeros(2 * self._n_layers, np.int64)
-        self.stage_weights = int(self._weights.sum())
-        self.stage_page = self._n_groups * self._page_bytes
+        self.stage_weights_bytes = int(self._weights.sum())
+        self.stage_page_bytes = self._n_groups * self._page_bytes
         self.vocab = count_atoms(member.assignment.vocab) * g.vocab_bytes
 
     def of_rows(self, rows: npt.NDArray[np.uint32]) -> I64Array:
@@ -55,7 +55,7 @@ class ReadBytes:
 
     def of_stage(self, rows: npt.NDArray[np.uint32]) -> int:
         """Return the sum of `of_rows`."""
-        return self.stage_weights + self._n_groups * self._group_bytes(rows)
+        return self.stage_weights_bytes + self._n_groups * self._group_bytes(rows)
 
     def _group_bytes(self, rows: npt.NDArray[np.uint32]) -> int:
         """Return the bytes of keys and values that one head group reads for the rows."""

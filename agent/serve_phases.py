@@ -25,11 +25,12 @@ from kernels.formats import ATTENTION, MLP
 from kernels.jit import inner, kernel
 from kernels.native import call_at
 
-__all__ = ["send_to_all", "serve_phases", "write_reply"]
+__all__ = ["SYNC", "send_to_all", "serve_phases", "write_reply"]
 
 U8Array = npt.NDArray[np.uint8]
 I64Array = npt.NDArray[np.int64]
 
+SYNC = 2  # place of the threads' words among the arguments of the phases
 _MAX_BUSY_US = 2**32 - 1
 _AGAIN = -errno.EAGAIN
 
@@ -74,7 +75,7 @@ def serve_phases(
         first = np.int64(layer_index[layer])
         what = np.int64(ATTENTION) if phase == 0 else np.int64(MLP)
         call_at(address, (*head, what, first, first + 1, *tail))
-        if head[2][ABORT] != 0:  # a worker failed: Python knows how to say that
+        if head[SYNC][ABORT] != 0:  # a worker failed: Python knows how to say that
             return n
         if out_wire.size > 0:
             encode_flat(out, out_wire)

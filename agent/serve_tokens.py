@@ -21,7 +21,7 @@ import numpy.typing as npt
 from agent.frames import POSITION_BYTE, SEQ_BYTE
 from agent.native import note, now_ns, receive, u32_at
 from agent.phase_loop import CALLED, N_STEPS, N_TOKENS
-from agent.serve_phases import send_to_all, write_reply
+from agent.serve_phases import SYNC, send_to_all, write_reply
 from kernels.barrier import ABORT
 from kernels.exchange import decode_flat, encode_flat
 from kernels.jit import inner, kernel
@@ -34,7 +34,6 @@ U8Array = npt.NDArray[np.uint8]
 I64Array = npt.NDArray[np.int64]
 
 _AGAIN = -errno.EAGAIN
-_SYNC = 2  # place of the threads' words among the arguments of the phases
 
 
 @kernel
@@ -83,7 +82,7 @@ def serve_tokens(
         if x_wire.size > 0:
             decode_flat(x_wire, x)
         call_at(stage_address, stage)
-        if stage[_SYNC][ABORT] != 0:
+        if stage[SYNC][ABORT] != 0:
             return n
         if n_top > 0:
             if ask_at(top_address, top) != n_top:

@@ -108,7 +108,7 @@ class Stepper:
         self._positions = np.zeros(self._max_rows, np.int32)
         self._views: dict[tuple[int, Wire], _Views] = {}
         self._last_rows = b""
-        self._before = (-1, -1)
+        self._last_token = (-1, -1)  # context and position of the last row that was taken alone
         self._samples = samples
         self._pace = pace
         self._reads = ReadBytes(member)
@@ -165,12 +165,12 @@ class Stepper:
             loop.learn(n_bytes, payload_offset(header.n_rows), n_reply_bytes, call)
         elif header.phase is Phase.STAGE:
             try:
-                token = self.token_call(header, n_reply_bytes)
+                token = self._token_call(header, n_reply_bytes)
             except HeadwiseError as e:  # its kernels are not at hand: only slower
                 log.debug("tokens are left to Python: %s", e)
                 return
             if token is not None:
-                n_tokens = self._before[1] + 1
+                n_tokens = self._last_token[1] + 1
                 loop.learn_token(n_bytes, n_reply_bytes, n_tokens, token, self._note_tokens)
 
     def stage_call(self, header: Header) -> StageCall:
@@ -185,7 +185,7 @@ class Stepper:
         read_bytes = self._half_bytes(views) if header.n_rows == 1 else self._reads.nothing
         return StageCall(self._layer_index, read_bytes, views.x_wire, x, out, views.out_wire, *call)
 
-    def token_call(self, header: Header, n_reply_bytes: int) -> TokenCall | None:
+    def _token_call(self, header: Header, n_reply_bytes: int) -> TokenCall | None:
         """Return how compiled code takes the token after the one just run through the stage.
 
         None where that is not for it: other texts take turns, or the answer is not always alike.
@@ -195,11 +195,11 @@ class Stepper:
             return None
         views = self._views[1, header.wire]
         kv_id, position = views.rows[0].tolist()
-        before, self._before = self._before, (kv_id, position)
+        before, self._last_token = self._last_token, (kv_id, position)
         n_tokens = self._kv.n_tokens(kv_id)
         if before != (kv_id, position - 1) or n_tokens != position + 1:
             return None
-        sampler, n_read, n_top = SamplerRow(), self._reads.stage_weights, 0
+        sampler, n_read, n_top = SamplerRow(), self._reads.stage_weights_bytes, 0
         if vocab_after:
             (sampler,) = self._samplers(header, views)
             if sampler.full_logits or len(sampler.penalised_ids):
@@ -212,7 +212,7 @@ class Stepper:
         x_stop = payload_offset(1) + views.x_bytes
         own_tokens = self._kv.own_tokens(kv_id, n_tokens)
         return TokenCall(
-            x_stop, own_tokens, n_read, self._reads.stage_page, kernels.positions,
+            x_stop, own_tokens, n_read, self._reads.stage_page_bytes, kernels.positions,
             views.x_wire, views.x.reshape(-1), views.out.reshape(-1), views.out_wire, n_top,
             kernels.prepare_address, kernels.prepare, kernels.stage_address, kernels.stage,
             *self._vocab.row_call(sampler, n_top),
@@ -220,10 +220,10 @@ class Stepper:
 
     def _note_tokens(self, n_tokens: int) -> None:
         """Take in that compiled code has carried the last text on, up to n_tokens."""
-        kv_id, position = self._before
+        kv_id, position = self._last_token
         if n_tokens > position + 1:
             self._kv.note_written(KvId(kv_id), n_tokens)
-            self._before = (kv_id, n_tokens - 1)
+            self._last_token = (kv_id, n_tokens - 1)
             self._last_rows = b""
 
     def _half_layer(self, header: Header, views: _Views) -> int:

@@ -18,8 +18,8 @@ from kernels.simd_exp import exp8
 __all__ = ["log_sum_exp", "penalise", "top_candidates", "top_of_row"]
 
 F32Array = npt.NDArray[np.float32]
-U32Array = npt.NDArray[np.uint32]
 F64Array = npt.NDArray[np.float64]
+U32Array = npt.NDArray[np.uint32]
 I64Array = npt.NDArray[np.int64]
 
 # Exponentials of one float32 sum.
